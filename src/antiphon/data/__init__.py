@@ -1,0 +1,1 @@
+"""Pairs of sounds and words: the one table, batches, public sets."""

@@ -1,0 +1,131 @@
+"""Training batches: shuffled pairs, random crops, one caption each, decoded ahead in threads.
+
+Everything random about an item is drawn from (seed, epoch, index), so a run that resumes in the middle of an epoch
+sees the very same batches, whatever the number of threads. Threads rather than processes: soundfile and soxr release
+the GIL, and all of them share one cache of decoded sounds.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+from jaxtyping import Float, Int16
+
+from antiphon import audio
+from antiphon.data.manifest import Manifest
+from antiphon.data.pairs import Batch, Pair, collate
+from antiphon.errors import AudioError, DataError
+from antiphon.windows import crop
+
+WHOLE_SECONDS = 60.0  # sounds up to this long are decoded whole (and may be cached); of longer ones only the crop is
+_AHEAD = 2  # batches decoded before they are asked for
+_INT16 = 32767.0
+
+
+class TrainLoader:
+    """Batches of random crops with one random caption per sound.
+
+    A sound that cannot be read is replaced by the next readable one and noted in `failed`; the run goes on.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        *,
+        sample_rate: int,  # Hz
+        clip_samples: int,
+        batch_size: int,
+        seed: int = 0,
+        workers: int = 2,
+        cache_gb: float = 2.0,
+    ) -> None:
+        if not len(manifest):
+            raise DataError("no pairs to train on: the training split is empty")
+        if batch_size < 2:
+            raise DataError(f"batch_size={batch_size}: must be 2 or more")
+        self.pairs: list[Pair] = list(manifest)
+        self.sample_rate, self.clip_samples = sample_rate, clip_samples
+        self.batch_size = min(batch_size, len(self.pairs))
+        self.seed, self.workers = seed, workers
+        self.failed: dict[str, str] = {}  # path -> reason
+        self._cache: dict[int, Int16[np.ndarray, " samples"]] = {}
+        self._cache_room = int(cache_gb * 2**30)
+
+    def __len__(self) -> int:
+        """Batches per epoch; a last incomplete batch is left out."""
+        return len(self.pairs) // self.batch_size
+
+    def epoch(self, epoch: int, *, start: int = 0) -> Iterator[Batch]:
+        """The batches of one epoch from number `start` on."""
+        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.pairs))
+        order = order[start * self.batch_size : len(self) * self.batch_size]
+        pool = ThreadPoolExecutor(self.workers, thread_name_prefix="antiphon-load")
+        waiting: deque[Future[tuple[str, np.ndarray, str]]] = deque()
+        try:
+            for index in order:
+                waiting.append(pool.submit(self._item, epoch, int(index)))
+                if len(waiting) >= (1 + _AHEAD) * self.batch_size:
+                    yield self._batch(waiting)
+            while waiting:
+                yield self._batch(waiting)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _batch(self, waiting: deque[Future[tuple[str, np.ndarray, str]]]) -> Batch:
+        items = [waiting.popleft().result() for _ in range(self.batch_size)]
+        ids, waves, captions = zip(*items, strict=True)
+        return collate(list(ids), list(waves), list(captions))
+
+    def _item(self, epoch: int, index: int) -> tuple[str, Float[np.ndarray, " samples"], str]:
+        """Id, random clip and one caption of pair `index`, or of the next pair that can be read."""
+        rng = np.random.default_rng([self.seed, epoch, index])
+        offset, choice = rng.random(2)
+        for step in range(len(self.pairs)):
+            number = (index + step) % len(self.pairs)
+            pair = self.pairs[number]
+            if pair.audio in self.failed:
+                continue
+            try:
+                clip = self._clip(number, pair, float(offset))
+            except AudioError as error:
+                self.failed[pair.audio] = str(error)
+                continue
+            return pair.id, clip, pair.captions[int(choice * len(pair.captions))]
+        reason = next(iter(self.failed.values()))
+        raise DataError(f"none of the {len(self.pairs)} sounds to train on could be read; the first: {reason}")
+
+    def _clip(self, number: int, pair: Pair, offset: float) -> Float[np.ndarray, " samples"]:
+        if (kept := self._cache.get(number)) is not None:
+            return crop(_to_float(kept), samples=self.clip_samples, offset_share=offset)
+        start, end = _span(pair)
+        if end - start <= WHOLE_SECONDS:
+            wave, rate = audio.read(pair.audio, start_seconds=start, seconds=end - start)
+            return crop(self._keep(number, wave, rate), samples=self.clip_samples, offset_share=offset)
+        seconds = self.clip_samples / self.sample_rate
+        wave, rate = audio.read(pair.audio, start_seconds=start + offset * (end - start - seconds), seconds=seconds)
+        wave = audio.resample(wave, source_rate=rate, target_rate=self.sample_rate)
+        return crop(wave, samples=self.clip_samples, offset_share=0.0)
+
+    def _keep(self, number: int, wave: np.ndarray, rate: int) -> Float[np.ndarray, " samples"]:
+        """The whole sound at the model's rate, cached where there is room.
+
+        Rounded to int16 (error 1/65534) whether there is room or not: the cache must change nothing but speed.
+        """
+        wave = audio.resample(wave, source_rate=rate, target_rate=self.sample_rate)
+        kept = np.round(np.clip(wave, -1, 1) * _INT16).astype(np.int16)
+        if kept.nbytes <= self._cache_room:
+            self._cache_room -= kept.nbytes
+            self._cache[number] = kept
+        return _to_float(kept)
+
+
+def _to_float(kept: Int16[np.ndarray, " samples"]) -> Float[np.ndarray, " samples"]:
+    return kept.astype(np.float32) / np.float32(_INT16)
+
+
+def _span(pair: Pair) -> tuple[float, float]:
+    """Start and end of the pair's sound in its file, seconds."""
+    seconds = audio.probe(pair.audio).seconds
+    start = pair.start_seconds or 0.0
+    return start, min(seconds, pair.end_seconds if pair.end_seconds is not None else seconds)

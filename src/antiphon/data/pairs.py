@@ -1,0 +1,75 @@
+"""A pair is a sound and the words that describe it; a batch is what a model sees of several pairs at once."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from antiphon.errors import DataError
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One sound with its captions: a row of a `Manifest`.
+
+    `audio` is a path (absolute inside a manifest) or a URL. `start_seconds` and `end_seconds` bound the part
+    of the file that is meant; None is the file's own start or end. `label` is one class, `tags` any number of
+    words.
+    """
+
+    id: str
+    audio: str
+    captions: tuple[str, ...]
+    split: str | None = None
+    label: str | None = None
+    tags: tuple[str, ...] = ()
+    start_seconds: float | None = None
+    end_seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Sounds of one length with one caption each. Row i of `wave` belongs to `ids[i]` and `captions[i]`."""
+
+    ids: list[str]
+    wave: Float[Tensor, "batch samples"]
+    captions: list[str]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same batch with `wave` on `device` (a copy only where it is not there yet)."""
+        return replace(self, wave=self.wave.to(device, non_blocking=True))
+
+
+def collate(ids: Sequence[str], waves: Sequence[np.ndarray | Tensor], captions: Sequence[str]) -> Batch:
+    """Stack sounds of one length into a `Batch`.
+
+    Args:
+        ids: one per sound.
+        waves: 1-D float32 samples on the CPU, arrays or tensors, all of one length.
+        captions: the one caption that was drawn for each sound.
+
+    Raises:
+        DataError: nothing to stack, lists of different lengths, or a wave of another shape, length or type.
+    """
+    if not len(ids) == len(waves) == len(captions) or not ids:
+        raise DataError(
+            f"{len(ids)} ids, {len(waves)} waves and {len(captions)} captions came; "
+            "a batch needs as many of each, and at least one"
+        )
+    arrays = [np.asarray(wave) for wave in waves]
+    samples = arrays[0].shape[-1] if arrays[0].ndim else 0
+    stacked = np.empty((len(arrays), samples), dtype=np.float32)
+    for row, (name, array) in enumerate(zip(ids, arrays, strict=True)):
+        if array.shape != (samples,) or array.dtype != np.float32:
+            raise DataError(
+                f"the wave of '{name}' is {array.dtype} of shape {list(array.shape)}; a batch needs "
+                f"float32 of shape [{samples}], the first one's: cut or pad every sound to one length first"
+            )
+        stacked[row] = array
+    return Batch(ids=list(ids), wave=torch.from_numpy(stacked), captions=list(captions))

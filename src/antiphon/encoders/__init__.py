@@ -1,0 +1,1 @@
+"""Towers: audio and text encoders, their contract and their weights."""

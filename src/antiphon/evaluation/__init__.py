@@ -1,0 +1,1 @@
+"""Protocols around the metrics, and the report."""

@@ -1,0 +1,64 @@
+"""Heads: projectors take a representation into the joint space; predictors are SLAP's second step from there."""
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class LinearProjector(nn.Module):
+    """One linear map, MusCALL's and CLIP's way (`bias=False` there)."""
+
+    def __init__(self, *, in_dim: int, dim: int, bias: bool = False) -> None:
+        super().__init__()
+        self.dim = dim
+        self.linear = nn.Linear(in_dim, dim, bias=bias)
+
+    def forward(self, x: Float[Tensor, "batch in_dim"]) -> Float[Tensor, "batch dim"]:
+        """Project."""
+        return self.linear(x)
+
+
+class MLPProjector(nn.Module):
+    """SLAP's projector: Linear, BatchNorm, ReLU, Linear (Guinot et al. 2025, section 3)."""
+
+    def __init__(self, *, in_dim: int, dim: int, hidden: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.dim = dim
+        self.layers = nn.Sequential(
+            nn.Linear(in_dim, hidden),
+            nn.BatchNorm1d(hidden),
+            nn.ReLU(),
+            nn.Dropout(dropout),
+            nn.Linear(hidden, dim),
+        )
+
+    def forward(self, x: Float[Tensor, "batch in_dim"]) -> Float[Tensor, "batch dim"]:
+        """Project."""
+        return self.layers(x)
+
+
+class Predictor(nn.Module):
+    """SLAP's predictor: Linear, BatchNorm (an option: paper yes, released config no), ReLU, Linear; keeps the width."""
+
+    def __init__(self, *, dim: int, hidden: int, batch_norm: bool = True, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.dim = dim
+        norm = nn.BatchNorm1d(hidden) if batch_norm else nn.Identity()
+        self.layers = nn.Sequential(
+            nn.Linear(dim, hidden), norm, nn.ReLU(), nn.Dropout(dropout), nn.Linear(hidden, dim)
+        )
+
+    def forward(self, projection: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch dim"]:
+        """Predict the other side's target from a projection."""
+        return self.layers(projection)
+
+
+class IdentityProjector(nn.Module):
+    """The representation itself: a frozen encoder's space becomes the joint space (LiT's way, one tower locked)."""
+
+    def __init__(self, *, in_dim: int) -> None:
+        super().__init__()
+        self.dim = in_dim
+
+    def forward(self, x: Float[Tensor, "batch in_dim"]) -> Float[Tensor, "batch in_dim"]:
+        """Pass on."""
+        return x

@@ -1,0 +1,201 @@
+"""The training door: Hydra overrides in, a trained and evaluated model out. Config objects end in this file.
+
+`out/` holds config.yaml, train.csv, val.csv, checkpoint.pt, model/ (what `antiphon.load` reads), results.json and
+errors.csv. The same command goes on where a killed run stopped.
+"""
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from antiphon import options
+from antiphon.data import manifest as tables
+from antiphon.data.loaders import TrainLoader
+from antiphon.data.manifest import Manifest
+from antiphon.errors import MissingExtraError, OptionError, TrainingError, write_errors
+from antiphon.evaluate import write_results
+from antiphon.evaluation import retrieval
+from antiphon.model import DualEncoder, build_parts
+from antiphon.progress import say
+
+_SHORT = {"audio_projector": "projector@audio_projector", "text_projector": "projector@text_projector"}
+_MAY_CHANGE = {"out", "resume", "test", "ckpt_path"}  # settings that don't change what is trained
+_PARTS = ("audio_encoder", "text_encoder", "audio_projector", "text_projector")
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The tables a run uses; training never sees the last two, model selection never the last."""
+
+    train: Manifest
+    val: Manifest | None
+    test: Manifest | None
+
+
+def run(overrides: Sequence[str]) -> retrieval.Retrieval | None:
+    """Compose, train (or go on), evaluate on the test split. Returns the test result, None without a test split."""
+    config, choices = compose(overrides)
+    if config["ckpt_path"]:
+        return _test(DualEncoder.load(config["ckpt_path"]), _splits(config["data"]).test, Path(config["out"]))
+    out = _prepare_folder(config)
+    torch.manual_seed(config["seed"])
+    splits = _splits(config["data"])
+    for note in splits.train.notes:
+        say(note)
+    model = _model(config, choices, splits.train)
+    loader = _loader(config, model, splits.train)
+    validate = _validator(splits.val) if splits.val is not None else None
+    objective = options.build("objective", choices["objective"], _plain(config["objective"]))
+    trainer = options.build("trainer", choices["trainer"], _plain(config["trainer"]))
+    saved = trainer.fit(model=model, objective=objective, loader=loader, out=out, validate=validate)
+    if loader.failed:
+        count = write_errors(loader.failed, out / "errors.csv")
+        say(f"{count} sounds could not be read and were replaced by others: {out / 'errors.csv'}")
+    return _test(DualEncoder.load(saved), splits.test, out) if config["test"] else None
+
+
+def compose(overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Plain settings and the chosen option of each kind. Raises `OptionError` with one line for what Hydra refuses."""
+    try:
+        from hydra import compose as hydra_compose
+        from hydra import initialize_config_module
+        from hydra.errors import HydraException
+        from omegaconf import OmegaConf
+        from omegaconf.errors import OmegaConfBaseException
+    except ImportError as error:
+        raise MissingExtraError("train", "antiphon train") from error
+    try:
+        with initialize_config_module("antiphon.configs", version_base="1.3"):
+            composed = hydra_compose("train", _expand(overrides), return_hydra_config=True)
+        OmegaConf.set_struct(composed, False)
+        choices = dict(composed.hydra.runtime.choices)
+        del composed.hydra
+        plain: Any = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise OptionError(_hydra_message(error)) from error
+    chosen = {kind.split("@")[-1]: name for kind, name in choices.items() if not kind.startswith("hydra/")}
+    plain["out"] = plain["out"] or "outputs/" + "_".join(
+        chosen[kind] for kind in ("objective", "audio_encoder", "text_encoder")
+    )
+    return plain, chosen
+
+
+def _expand(overrides: Sequence[str]) -> list[str]:
+    """Hydra's spelling of the short names: `projector=x` sets both towers', `audio_projector=x` one's."""
+    expanded = []
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if key == "projector":
+            expanded += [f"{long}={value}" for long in _SHORT.values()]
+        else:
+            expanded.append(_SHORT.get(key, key) + equals + value)
+    return expanded
+
+
+def _hydra_message(error: Exception) -> str:
+    """Hydra's reason as one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines).replace("\t", " ")[:600]
+
+
+def _plain(section: dict[str, Any]) -> dict[str, Any]:
+    """A section's values without the class it names."""
+    return {key: value for key, value in section.items() if key != "_target_"}
+
+
+def _prepare_folder(config: dict[str, Any]) -> Path:
+    """Make `out`, and see that a run already there is this one."""
+    out = Path(config["out"])
+    settings = {key: value for key, value in config.items() if key not in _MAY_CHANGE}
+    record = out / "settings.json"
+    try:
+        if record.exists() and not config["resume"]:
+            shutil.rmtree(out)
+        out.mkdir(parents=True, exist_ok=True)
+        if record.exists():
+            _refuse_other_run(json.loads(record.read_text(encoding="utf-8")), settings, out)
+        elif any(out.iterdir()):
+            raise TrainingError(f"'{out}' is not empty and holds no run: choose another out=FOLDER")
+        record.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise TrainingError(f"cannot write to '{out}': {error.strerror}; choose another out=FOLDER") from error
+    return out
+
+
+def _refuse_other_run(before: dict[str, Any], now: dict[str, Any], out: Path) -> None:
+    old, new = _flat(before), _flat(now)
+    changed = [f"{key} {old.get(key)} -> {new.get(key)}" for key in sorted(old | new) if old.get(key) != new.get(key)]
+    if changed:
+        raise TrainingError(
+            f"'{out}' holds a run with other settings ({'; '.join(changed[:4])}): choose another out=FOLDER, or "
+            "resume=false to delete it and start over"
+        )
+
+
+def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(values, dict):
+        return {prefix: values}
+    return {
+        key: leaf for name, value in values.items() for key, leaf in _flat(value, f"{prefix}.{name}".strip(".")).items()
+    }
+
+
+def _splits(data: dict[str, Any]) -> Splits:
+    """Train, val and test tables: own files where named, else the rows of `train` with that split."""
+    columns = {key: data[key] for key in ("root", "audio_column", "caption_column")}
+    table = tables.read(data["train"], default_split="train", **columns)
+
+    def other(split: str) -> Manifest | None:
+        part = tables.read(data[split], default_split=split, **columns) if data[split] else table
+        if split in part.splits():
+            return part.where(split=split)
+        return part if data[split] else None
+
+    return Splits(train=table.where(split="train"), val=other("val"), test=other("test"))
+
+
+def _model(config: dict[str, Any], choices: dict[str, str], train: Manifest) -> DualEncoder:
+    """The model that the settings describe, its vocabulary learned from the training captions where it needs one."""
+    spec = {part: {"name": choices[part], **_plain(config[part])} for part in _PARTS}
+    model = DualEncoder(**build_parts(spec))
+    model.text_encoder.fit_tokenizer(train.captions())
+    model.freeze(config["freeze"])
+    return model
+
+
+def _loader(config: dict[str, Any], model: DualEncoder, train: Manifest) -> TrainLoader:
+    data = config["data"]
+    return TrainLoader(
+        train,
+        sample_rate=model.sample_rate,
+        clip_samples=model.clip_samples,
+        batch_size=data["batch_size"],
+        seed=config["seed"],
+        workers=data["workers"],
+        cache_gb=data["cache_gb"],
+    )
+
+
+def _validator(val: Manifest) -> Any:
+    """Retrieval on the validation split, under the names that logs use."""
+
+    def validate(model: DualEncoder) -> dict[str, float]:
+        result = retrieval.score(model, retrieval.embed(model, val), data="", resamples=0)
+        return {f"val/retrieval/{name}": value for name, value in result.metrics.items()}
+
+    return validate
+
+
+def _test(model: DualEncoder, test: Manifest | None, out: Path) -> retrieval.Retrieval | None:
+    """Retrieval on the test split, written to results.json."""
+    if test is None:
+        say("no test split: nothing evaluated")
+        return None
+    result = retrieval.evaluate(model, test, progress=True)
+    write_results({"task": "retrieval", "split": "test", **result.as_dict()}, out)
+    return result
