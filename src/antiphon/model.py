@@ -14,7 +14,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -77,7 +77,7 @@ class DualEncoder(nn.Module):
         for part in parts:
             getattr(self, part).eval().requires_grad_(False)
 
-    def train(self, mode: bool = True) -> Self:
+    def train(self, mode: bool = True) -> "DualEncoder":
         """Set the mode of all parts that are not frozen."""
         super().train(mode)
         for part in self.frozen:
@@ -231,7 +231,7 @@ class DualEncoder(nn.Module):
         (target / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
-    def load(cls, folder: str | os.PathLike, *, device: str | torch.device = "cpu") -> Self:
+    def load(cls, folder: str | os.PathLike, *, device: str | torch.device = "cpu") -> "DualEncoder":
         """Read what `save` wrote. Raises `WeightsError` for what is no such folder or does not fit."""
         source = Path(folder)
         model = cls(**build_parts(read_config(source), assets=source / "text_encoder"), source=str(source.resolve()))

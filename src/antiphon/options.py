@@ -36,10 +36,14 @@ def names(kind: str) -> list[str]:
 
 
 def values(kind: str, name: str) -> dict[str, Any]:
-    """The plain content of one option file, `_target_` included."""
+    """The plain content of one option file over that of its `defaults`, with `_target_`."""
     if name not in names(kind):
         raise OptionError(_unknown(kind, name, names(kind)))
-    return yaml.safe_load((_CONFIGS / kind / f"{name}.yaml").read_text(encoding="utf-8")) or {}
+    own = yaml.safe_load((_CONFIGS / kind / f"{name}.yaml").read_text(encoding="utf-8")) or {}
+    inherited: dict[str, Any] = {}
+    for parent in own.pop("defaults", []):
+        inherited |= values(kind, parent)
+    return inherited | own
 
 
 def summary(kind: str, name: str) -> str:

@@ -5,7 +5,7 @@ One parametrised test (`tests/contract`) holds every option of the configs folde
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple, Protocol, Self, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -18,7 +18,7 @@ class Tokens(NamedTuple):
     ids: Int[Tensor, "batch length"]
     mask: Bool[Tensor, "batch length"]  # True on real tokens
 
-    def to(self, device: torch.device | str) -> Self:
+    def to(self, device: torch.device | str) -> "Tokens":
         """The same tokens on `device`."""
         return self._replace(ids=self.ids.to(device), mask=self.mask.to(device))
 

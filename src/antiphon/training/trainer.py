@@ -47,8 +47,9 @@ class _Towers(nn.Module):
         super().__init__()
         self.model, self.objective = model, objective
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        return self.objective.embed(self.model, batch)
+    def forward(self, ids: list[str], wave: Tensor, captions: list[str]) -> dict[str, Tensor]:
+        """A batch in pieces: Fabric converts what it is given and refuses frozen dataclasses."""
+        return self.objective.embed(self.model, Batch(ids=ids, wave=wave, captions=captions))
 
 
 class Trainer:
@@ -166,7 +167,8 @@ class _Run:
         )
         set_learning_rate(self.optimizer, rate)
         self.towers.train()
-        terms = self.objective.loss(self.towers(batch.to(self.fabric.device)), batch)
+        embeddings = self.towers(batch.ids, batch.wave.to(self.fabric.device), batch.captions)
+        terms = self.objective.loss(embeddings, batch)
         self._stop_unless_finite(terms["loss"], batch)
         self.optimizer.zero_grad()
         self.fabric.backward(terms["loss"])

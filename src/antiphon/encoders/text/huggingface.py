@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from antiphon.encoders.contract import Tokens
 from antiphon.errors import MissingExtraError, OptionError, WeightsError
+from antiphon.text import split_compounds, word_ranks
 
 Pooling = Literal["mean", "first"]
 _POOLINGS = ("mean", "first")
@@ -35,21 +36,34 @@ class HuggingFaceText(nn.Module):
     """Texts to pooled last-layer states `[batch dim]`."""
 
     def __init__(
-        self, *, model: str, pooling: Pooling = "mean", max_length: int = 77, assets: Path | None = None
+        self,
+        *,
+        model: str,
+        pooling: Pooling = "mean",
+        max_length: int = 77,
+        split_compounds: bool = False,
+        assets: Path | None = None,
     ) -> None:
-        """`assets`: the folder `save_assets` wrote; then only the architecture is built, without weights or network."""
+        """Read tokenizer and weights, or build from a saved model's files.
+
+        `split_compounds`: read `metalrumble` as `metal rumble` (captions that are file names; `text.split_compounds`).
+        `assets`: the folder `save_assets` wrote; then only the architecture is built, without weights or network.
+        """
         super().__init__()
         if pooling not in _POOLINGS:
             raise OptionError(f"unknown pooling '{pooling}'; there are: {', '.join(_POOLINGS)}")
         self.pooling, self.max_length = pooling, max_length
         self.tokenizer, self.model = _build(assets) if assets else _pretrained(model)
         self.dim: int = self.model.config.hidden_size
+        self._ranks = word_ranks(self.tokenizer.get_vocab()) if split_compounds else None
 
     def fit_tokenizer(self, captions: Iterable[str]) -> None:
         """Nothing to learn: the vocabulary came with the weights."""
 
     def tokenize(self, texts: list[str]) -> Tokens:
         """Token ids padded to the longest text."""
+        if self._ranks is not None:
+            texts = [split_compounds(text, ranks=self._ranks) for text in texts]
         batch = self.tokenizer(texts, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt")
         return Tokens(ids=batch["input_ids"], mask=batch["attention_mask"].bool())
 

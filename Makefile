@@ -1,0 +1,35 @@
+# Everything a person or CI runs. `make demo` and `make test` share one set-up, done once.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test test-fast check format clean
+
+demo: $(VENV)/.done  ## the whole story, offline, in minutes: data, training, evaluation, library, search, report
+	$(BIN)/antiphon demo --out demo
+
+test: $(VENV)/.done  ## all tests
+	$(BIN)/python -m pytest -q
+
+test-fast: $(VENV)/.done  ## without the slow ones
+	$(BIN)/python -m pytest -q -m "not slow"
+
+check: $(VENV)/.done  ## what CI runs: format, lint, types, tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(MAKE) test
+
+format: $(VENV)/.done  ## mend what can be mended
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# torch first and alone: whatever asks for it afterwards finds the pinned one.
+$(VENV)/.done: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[all,dev]"
+	touch $@
+
+clean:  ## what set-up, demo and tests made
+	rm -rf $(VENV) demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
