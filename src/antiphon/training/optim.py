@@ -1,14 +1,14 @@
 """The optimizer's groups and the learning-rate schedule, as plain functions."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import nn
 
 
 def adamw(
-    modules: Iterable[nn.Module], *, learning_rate: float, weight_decay: float, betas: tuple[float, float]
+    modules: Iterable[nn.Module], *, learning_rate: float, weight_decay: float, betas: Sequence[float]
 ) -> torch.optim.AdamW:
     """AdamW over all trainable parameters, without decay on norms, biases and scales (one axis or none)."""
     parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
@@ -16,7 +16,9 @@ def adamw(
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=learning_rate, betas=betas)
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]], lr=learning_rate, betas=(betas[0], betas[1])
+    )
 
 
 def cosine(step: int, *, total: int, warmup: int) -> float:

@@ -7,7 +7,7 @@ by the monitored value, the last checkpoint and the numbers are on disk at any t
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,7 +61,7 @@ class Trainer:
         max_epochs: int,
         learning_rate: float,
         weight_decay: float = 0.05,
-        betas: tuple[float, float] = (0.9, 0.98),
+        betas: Sequence[float] = (0.9, 0.98),
         warmup_share: float = 0.1,
         gradient_clip_val: float = 3.0,
         average_rate: float = 0.0,  # share kept by the averaged model at each step; 0: no averaging
