@@ -32,6 +32,21 @@ def gain(
     return wave * 10 ** ((2 * draw - 1) * decibels / 20)
 
 
+def mix(
+    wave: Float[Tensor, "batch samples"], *, share: float, generator: torch.Generator | None = None
+) -> Float[Tensor, "batch samples"]:
+    """Lay another sound of the batch, at most as loud, under a `share` of the clips.
+
+    `sqrt(l) * own + sqrt(1 - l) * other` with l uniform in [0.5, 1], so that power is kept. The clip keeps its own
+    caption: it must be heard through the other. Unlike mixup (Zhang et al. 2018, arXiv:1710.09412) no target is mixed,
+    so every objective can train on it.
+    """
+    draw = torch.rand(2, len(wave), 1, device=wave.device, generator=generator)
+    own = torch.where(draw[0] < share, 0.5 + 0.5 * draw[1], torch.ones_like(draw[1]))
+    other = wave[torch.randperm(len(wave), device=wave.device, generator=generator)]
+    return own.sqrt() * wave + (1 - own).sqrt() * other
+
+
 def _stripes(
     batch: int, length: int, width: int, stripes: int, device: torch.device, generator: torch.Generator | None
 ) -> Tensor:

@@ -32,15 +32,15 @@ def _options(debug: Annotated[bool, typer.Option(help="Show tracebacks.")] = Fal
     _debug = debug
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": False})
-def train(context: typer.Context) -> None:
+@app.command()
+def train(overrides: Annotated[list[str] | None, typer.Argument(help="Settings, as name=value.")] = None) -> None:
     """Train a model: antiphon train objective=slap data=csv data.train=pairs.csv out=runs/first
 
     Settings are Hydra overrides (see `antiphon options KIND`). The same command goes on where a killed run stopped.
     """
     from antiphon import train as door
 
-    result = door.run(context.args)
+    result = door.run(overrides or [])
     if result is not None:
         _print_retrieval(result.as_dict())
 
@@ -113,7 +113,7 @@ def search(
         raise LibraryError(f"library '{library}' does not know where its model is: give --model")
     hits = opened.search(model=load(source), words=words, like=like, without=without, top=top)
     if as_json:
-        print(json.dumps([asdict(hit) for hit in hits], indent=2))
+        print(json.dumps([asdict(hit) for hit in hits], indent=2, default=str))
         return
     rows = [(f"{hit.score:.3f}", f"{hit.start_seconds:.1f}-{hit.end_seconds:.1f} s", str(hit.path)) for hit in hits]
     _print_table(("score", "window", "file"), rows)

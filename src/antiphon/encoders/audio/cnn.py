@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from antiphon.augment import gain, spec_augment
+from antiphon.augment import gain, mix, spec_augment
 from antiphon.features import LogMel
 
 
@@ -39,8 +39,9 @@ class CNN(nn.Module):
     """Wave `[batch samples]` to representation `[batch dim]`.
 
     Shape: frames = samples // hop + 1; the last block's map is `[batch, width * 2**(depth-1), frames / 2**depth,
-    n_mels / 2**depth]`. In training, `gain_decibels` and SpecAugment stripes vary the input (a share `time_mask` of the
-    frames, `mel_mask` bands, two stripes each).
+    n_mels / 2**depth]`. In training the input varies: a `mix_share` of the clips gets another one laid under it, the gain
+    moves by up to `gain_decibels`, and SpecAugment stripes out up to a share `time_mask` of the frames and `mel_mask`
+    bands, two stripes each.
     """
 
     def __init__(
@@ -60,11 +61,13 @@ class CNN(nn.Module):
         time_mask: float = 0.125,
         mel_mask: int = 8,
         gain_decibels: float = 6.0,
+        mix_share: float = 0.0,
     ) -> None:
         super().__init__()
         self.dim, self.sample_rate = dim, sample_rate
         self.clip_samples = round(clip_seconds * sample_rate)
-        self.time_mask, self.mel_mask, self.gain_decibels = time_mask, mel_mask, gain_decibels
+        self.time_mask, self.mel_mask = time_mask, mel_mask
+        self.gain_decibels, self.mix_share = gain_decibels, mix_share
         self.log_mel = LogMel(
             sample_rate=sample_rate,
             n_fft=n_fft,
@@ -88,11 +91,12 @@ class CNN(nn.Module):
 
     def features(self, wave: Float[Tensor, "batch samples"]) -> Float[Tensor, "batch frames mels"]:
         """Normalised log-mel, varied in training."""
-        if self.training and self.gain_decibels:
+        if self.training:
+            wave = mix(wave, share=self.mix_share)
             wave = gain(wave, decibels=self.gain_decibels)
         mel = self.log_mel(wave)
         mel = self.norm(mel.transpose(1, 2)).transpose(1, 2)  # [batch, frames, mels]
-        if self.training and (self.time_mask or self.mel_mask):
+        if self.training:
             mel = spec_augment(mel, time_width=round(self.time_mask * mel.shape[1]), mel_width=self.mel_mask)
         return mel
 
