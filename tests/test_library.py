@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from test_embed import ToneModel, write_tones
 
 from antiphon import library as library_module
 from antiphon.encoding import Embedded, Failed
 from antiphon.errors import AudioError, DataError, LibraryError, MissingExtraError
 from antiphon.library import WITHOUT_WEIGHT, Hit, Library, Summary
 from antiphon.windows import Window
+from test_encoding import ToneModel, write_tones
 
 pytest.importorskip("lancedb")
 UGLY = ("it's.wav", 'say "hi".wav', "Größe 音.wav", "back\\slash%_.wav", "two\nlines.wav", "' OR 1=1 --.wav")
@@ -243,7 +243,7 @@ def test_many_commits_are_compacted(tmp_path, model, monkeypatch):
 INDEXER = """
 import sys, time
 sys.path.insert(0, sys.argv[1])
-from test_embed import ToneModel
+from test_encoding import ToneModel
 from antiphon import library
 library.CHUNK_FILES = 8
 make_rows = library._rows

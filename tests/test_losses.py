@@ -320,3 +320,34 @@ def test_scale_may_be_a_half_precision_tensor():
     got = losses.info_nce(audio=audio, text=text, scale=torch.tensor(100.0, dtype=torch.float16))
     assert got["loss"].dtype == torch.float32
     assert got["loss"].item() == losses.info_nce(audio=audio, text=text, scale=100)["loss"].item()
+
+
+def test_soft_targets_by_hand():
+    text = torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0]])  # the first two are one text
+    hard = torch.tensor([[0.5, 0.5, 0.0], [0.5, 0.5, 0.0], [0.0, 0.0, 1.0]])
+    cosine = torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
+    torch.testing.assert_close(losses.soft_targets(text=text, share=0.0, temperature=0.1), hard)
+    wanted = 0.6 * hard + 0.4 * (cosine / 0.5).softmax(dim=1)
+    torch.testing.assert_close(losses.soft_targets(text=text, share=0.4, temperature=0.5), wanted)
+
+
+def test_info_nce_with_targets_is_cross_entropy_with_distributions():
+    torch.manual_seed(0)
+    audio, text = torch.randn(4, 8), torch.randn(4, 8)
+    targets = torch.rand(4, 4).softmax(dim=1)
+    logits = 7.0 * torch.nn.functional.normalize(audio, dim=1) @ torch.nn.functional.normalize(text, dim=1).T
+    terms = losses.info_nce(audio=audio, text=text, scale=7.0, targets=targets)
+    for key, rows in (("audio_to_text", logits), ("text_to_audio", logits.T)):
+        torch.testing.assert_close(terms[key], -(targets * rows.log_softmax(dim=1)).sum(dim=1).mean())
+    hard = losses.info_nce(audio=audio, text=text, scale=7.0, targets=torch.eye(4))
+    torch.testing.assert_close(hard["loss"], losses.info_nce(audio=audio, text=text, scale=7.0)["loss"])
+
+
+def test_wrong_targets_are_refused():
+    audio, text, eye = torch.randn(3, 2), torch.randn(3, 2), torch.eye(3)
+    with pytest.raises(ValueError, match="must sum to 1"):
+        losses.info_nce(audio=audio, text=text, scale=1.0, targets=2 * eye)
+    with pytest.raises(ValueError, match="both same and targets"):
+        losses.info_nce(audio=audio, text=text, scale=1.0, targets=eye, same=eye.bool())
+    with pytest.raises(ValueError, match="share=2"):
+        losses.soft_targets(text=text, share=2, temperature=0.1)

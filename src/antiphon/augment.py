@@ -43,8 +43,8 @@ def mix(
     """
     draw = torch.rand(2, len(wave), 1, device=wave.device, generator=generator)
     own = torch.where(draw[0] < share, 0.5 + 0.5 * draw[1], torch.ones_like(draw[1]))
-    other = wave[torch.randperm(len(wave), device=wave.device, generator=generator)]
-    return own.sqrt() * wave + (1 - own).sqrt() * other
+    shift = 1 + int(torch.randint(max(1, len(wave) - 1), (1,), device=wave.device, generator=generator))
+    return own.sqrt() * wave + (1 - own).sqrt() * wave.roll(shift, dims=0)
 
 
 def _stripes(

@@ -84,7 +84,7 @@ def index(
     loaded = load(model)
     opened = Library.open_or_create(library, model=loaded, root=folder)
     with bar("indexing", total=None) as advance:
-        summary = opened.sync(folder, model=loaded, prune=prune, progress=lambda done, total: advance(1))
+        summary = opened.sync(folder, model=loaded, prune=prune, progress=lambda done, total: advance(total=total))
     if summary.failed:
         say(f"{summary.failed} files could not be read: {library / ERRORS_FILE}")
     print(", ".join(f"{name} {value}" for name, value in asdict(summary).items()))
@@ -126,7 +126,10 @@ def demo(
     """The whole story offline in minutes: make sounds, train two models, evaluate, index, search, report."""
     from antiphon import demo as door
 
-    door.run(out)
+    for one in door.run(out):
+        print(f"\n{one.name}  ({one.folder / 'model'})")
+        _print_retrieval(one.result.as_dict())
+    print(f"\nreport: {out / 'report.html'}\nlibrary: {out / 'library'}")
 
 
 @app.command()

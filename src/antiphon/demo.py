@@ -42,12 +42,16 @@ class Trained:
         return max(read_column(self.folder / "val.csv", _MONITOR)[1])
 
 
-def run(out: Path) -> list[Trained]:
-    """Make everything below `out`; returns both trained models."""
+def run(out: Path, *, count: int = 600, epochs: int | None = None) -> list[Trained]:
+    """Make everything below `out` from `count` sounds; returns both trained models.
+
+    `epochs`: of each training, where it should not be what `configs/trainer/demo.yaml` says.
+    """
+    length = [] if epochs is None else [f"trainer.max_epochs={epochs}"]
     with bar("making sounds", total=None) as advance:
-        table = synthetic.write(out / "sounds", progress=lambda done, total: advance(1))
+        table = synthetic.write(out / "sounds", count=count, progress=lambda done, total: advance(total=total))
     test = tables.read(table, split="test")
-    trained = [_train(objective, table, test, out / objective) for objective in OBJECTIVES]
+    trained = [_train(objective, table, test, out / objective, length) for objective in OBJECTIVES]
     best = max(trained, key=lambda one: one.best_validation)
     searches = _search(best, test, out / "library")
     page = report.write(_report(trained, test, searches), out / "report.html")
@@ -55,7 +59,7 @@ def run(out: Path) -> list[Trained]:
     return trained
 
 
-def _train(objective: str, table: Path, test: Manifest, folder: Path) -> Trained:
+def _train(objective: str, table: Path, test: Manifest, folder: Path, more: list[str]) -> Trained:
     say(f"training {objective}")
     train.run(
         [
@@ -67,6 +71,7 @@ def _train(objective: str, table: Path, test: Manifest, folder: Path) -> Trained
             "data.batch_size=64",
             f"out={folder}",
             "test=false",
+            *more,
         ]
     )
     model = load(folder / "model")

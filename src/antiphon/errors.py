@@ -45,11 +45,16 @@ class MissingExtraError(AntiphonError, ImportError):
 
 
 def write_errors(failed: Mapping[str, str], path: Path) -> int:
-    """List unreadable files (path -> reason) as a CSV, whole or not at all; returns how many there are."""
+    """List unreadable files (path -> reason) as a CSV, whole and on disk or not at all; returns how many there are.
+
+    A name that is not UTF-8 is written as the bytes that it has.
+    """
     part = path.with_name(f".{path.name}.part")
-    with part.open("w", newline="", encoding="utf-8") as file:
+    with part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file)
         writer.writerow(["path", "reason"])
         writer.writerows(failed.items())
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(part, path)
     return len(failed)

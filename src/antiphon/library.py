@@ -7,7 +7,6 @@ half a file; readers go on with the last version while a writer adds. Search is 
 with every window.
 """
 
-import csv
 import itertools
 import json
 import os
@@ -15,9 +14,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, astuple, dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,9 +26,9 @@ from jaxtyping import Float
 from antiphon.audio import AUDIO_SUFFIXES
 from antiphon.embed import find_sounds
 from antiphon.encoding import Embedded, EmbeddingModel, Failed, embed_files
-from antiphon.errors import DataError, LibraryError, MissingExtraError
+from antiphon.errors import DataError, LibraryError, MissingExtraError, write_errors
+from antiphon.library_card import CARD_FILE, Card
 
-FORMAT = 1
 ERRORS_FILE = "errors.csv"
 CHUNK_FILES = 64  # what a kill may cost: this many files,
 CHUNK_SECONDS = 20.0  # or this much work,
@@ -41,20 +40,8 @@ COMPACT_COMMITS = 256
 WITHOUT_WEIGHT = 0.5
 
 Progress = Callable[[int, int | None], None]  # files done, files to do (None: not known)
-
-
-@dataclass(frozen=True)
-class Card:
-    """What `library.json` says: the model a library was made with, and where its sounds lay then."""
-
-    format: int
-    model_source: str | None
-    model_fingerprint: str
-    dim: int
-    space: str
-    clip_seconds: float
-    root: str
-    created: str  # ISO 8601, UTC
+Result = Embedded | Failed
+Stamp = tuple[int, int]  # size in bytes, modification time in ns
 
 
 @dataclass(frozen=True)
@@ -105,46 +92,17 @@ class Library:
         with _as_library_error(f"cannot make a library in '{folder}'"):
             folder.mkdir(parents=True, exist_ok=True)
             if any(not name.startswith(".") for name in os.listdir(folder)):
-                kind = "holds a library already" if _card(folder).exists() else "holds other files"
+                kind = "holds a library already" if (folder / CARD_FILE).exists() else "holds other files"
                 raise LibraryError(f"'{folder}' {kind}: give --library a new or empty folder, or open the library")
-            card = Card(
-                format=FORMAT,
-                model_source=model.source,
-                model_fingerprint=model.fingerprint(),
-                dim=model.dim,
-                space=model.space,
-                clip_seconds=model.clip_seconds,
-                root=str(_absolute(root)),
-                created=datetime.now(UTC).isoformat(timespec="seconds"),
-            )
-            with _replacing(_card(folder)) as file:
-                json.dump(asdict(card), file, indent=2, ensure_ascii=False)
-                file.write("\n")
+            card = Card.of(model, root=_absolute(root))
+            card.write(folder)
         return cls(folder, card)
 
     @classmethod
     def open(cls, folder: str | Path) -> "Library":
         """Open the library in `folder`. Raises `LibraryError` if there is none or its format is not known."""
         folder = _absolute(folder)
-        try:
-            values = json.loads(_card(folder).read_text(encoding="utf-8"))
-            found = values["format"]
-            card = Card(**values) if found == FORMAT else None
-        except (FileNotFoundError, NotADirectoryError) as error:
-            raise LibraryError(
-                f"'{folder}' is not a library (no library.json in it): "
-                "make one with `antiphon index FOLDER --library DIR --model M`"
-            ) from error
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise LibraryError(
-                f"cannot read '{_card(folder)}' ({error}): index the sounds into a new folder"
-            ) from error
-        if card is None:
-            raise LibraryError(
-                f"library '{folder}' has format {found}, this version reads {FORMAT}: "
-                "update antiphon, or index the sounds into a new folder"
-            )
-        return cls(folder, card)
+        return cls(folder, Card.read(folder))
 
     @classmethod
     def open_or_create(cls, folder: str | Path, *, model: EmbeddingModel, root: str | Path) -> "Library":
@@ -152,7 +110,7 @@ class Library:
 
         Raises `LibraryError` for another model's library, `DataError` if a new one would get no sounds.
         """
-        if not _card(_absolute(folder)).exists():
+        if not (_absolute(folder) / CARD_FILE).exists():
             _sounds(_absolute(root))  # before a library is made for nothing
             return cls.create(folder, model=model, root=root)
         library = cls.open(folder)
@@ -186,7 +144,7 @@ class Library:
 
     def add(
         self,
-        sounds: Iterable[str | Path] | Iterable[Embedded | Failed],
+        sounds: Iterable[str | Path] | Iterable[Result],
         *,
         model: EmbeddingModel,
         batch_size: int = 16,
@@ -275,40 +233,33 @@ class Library:
             os.replace(part, path)
         return path
 
-    def _known(self) -> dict[str, tuple[int, int]]:
-        """Path -> (size in bytes, mtime in ns) of every file in the table."""
-        known: dict[str, tuple[int, int]] = {}
+    def _known(self) -> dict[str, Stamp]:
+        """Every file in the table by its path."""
         with _as_library_error(f"cannot read library '{self.folder}'"):
-            for batch in self._table.search().select(["path", "size", "mtime_ns"]).to_batches():
-                known.update(
-                    (path, (size, mtime))
-                    for path, size, mtime in zip(*(column.to_pylist() for column in batch.columns), strict=True)
-                )
-        return known
+            return {
+                path: (size, mtime)
+                for batch in self._table.search().select(["path", "size", "mtime_ns"]).to_batches()
+                for path, size, mtime in zip(*(column.to_pylist() for column in batch.columns), strict=True)
+            }
 
     def _write(
-        self,
-        stream: Iterable[Embedded | Failed],
-        *,
-        known: dict[str, tuple[int, int]],
-        total: int | None,
-        progress: Progress | None,
+        self, stream: Iterable[Result], *, known: dict[str, Stamp], total: int | None, progress: Progress | None
     ) -> Summary:
-        done, failures = Summary(), []
+        done, failures = Summary(), dict[str, str]()
         for commits, chunk in enumerate(_chunks(_counted(stream, total, progress)), start=1):
             with _as_library_error(f"cannot write to library '{self.folder}'"):
                 part = self._commit(chunk, known)
                 if commits % COMPACT_COMMITS == 0:
                     self._table.optimize()
             done = Summary(*(a + b for a, b in zip(astuple(done), astuple(part), strict=True)))
-            failures += [item for item in chunk if isinstance(item, Failed)]
+            failures |= {str(item.path): item.reason for item in chunk if isinstance(item, Failed)}
         with _as_library_error(f"cannot write to library '{self.folder}'"):
             if done.windows:
                 self._table.optimize()
-            _write_failures(self.folder / ERRORS_FILE, failures)
+            write_errors(failures, self.folder / ERRORS_FILE)
         return done
 
-    def _commit(self, chunk: list[Embedded | Failed], known: dict[str, tuple[int, int]]) -> Summary:
+    def _commit(self, chunk: list[Result], known: dict[str, Stamp]) -> Summary:
         """Old rows out, then all new ones in one commit: a kill between makes files new, never half."""
         latest = {str(item.path): item for item in chunk}  # of a file given twice the last counts
         new = [item for item in latest.values() if isinstance(item, Embedded)]
@@ -369,10 +320,6 @@ class Library:
             yield
 
 
-def _card(folder: Path) -> Path:
-    return folder / "library.json"
-
-
 def _lancedb() -> Any:
     try:
         import lancedb
@@ -382,16 +329,15 @@ def _lancedb() -> Any:
 
 
 def _schema(card: Card) -> pa.Schema:
-    return pa.schema(
-        [
-            pa.field("path", pa.string(), nullable=False),  # absolute
-            pa.field("start_seconds", pa.float64(), nullable=False),
-            pa.field("end_seconds", pa.float64(), nullable=False),
-            pa.field("size", pa.int64(), nullable=False),  # bytes
-            pa.field("mtime_ns", pa.int64(), nullable=False),
-            pa.field("vector", pa.list_(pa.float32(), card.dim), nullable=False),  # L2-normalised
-        ]
-    )
+    kinds = {
+        "path": pa.string(),  # absolute
+        "start_seconds": pa.float64(),
+        "end_seconds": pa.float64(),
+        "size": pa.int64(),  # bytes
+        "mtime_ns": pa.int64(),
+        "vector": pa.list_(pa.float32(), card.dim),  # L2-normalised
+    }
+    return pa.schema([pa.field(name, kind, nullable=False) for name, kind in kinds.items()])
 
 
 def _rows(files: list[Embedded], schema: pa.Schema) -> pa.Table:
@@ -433,28 +379,26 @@ def _unit(vector: Float[np.ndarray, " dim"]) -> Float[np.ndarray, " dim"]:
 
 
 def _as_stream(
-    sounds: Iterable[str | Path] | Iterable[Embedded | Failed], model: EmbeddingModel, batch_size: int
-) -> Iterator[Embedded | Failed]:
+    sounds: Iterable[str | Path] | Iterable[Result], model: EmbeddingModel, batch_size: int
+) -> Iterator[Result]:
     """Results as they are, paths through the model; what comes first decides which."""
     stream = iter(sounds)
     for first in stream:
         rest: Any = itertools.chain([first], stream)
-        if isinstance(first, (Embedded, Failed)):
+        if isinstance(first, Result):
             return (replace(item, path=_absolute(item.path)) for item in rest)
         return embed_files(model, map(_absolute, rest), batch_size=batch_size)
     return iter(())
 
 
-def _counted(
-    stream: Iterable[Embedded | Failed], total: int | None, progress: Progress | None
-) -> Iterator[Embedded | Failed]:
+def _counted(stream: Iterable[Result], total: int | None, progress: Progress | None) -> Iterator[Result]:
     for done, item in enumerate(stream, start=1):
         yield _storable(item)
         if progress is not None:
             progress(done, total)
 
 
-def _storable(item: Embedded | Failed) -> Embedded | Failed:
+def _storable(item: Result) -> Result:
     """A file name that is not Unicode cannot be a string in the table: such a file counts as failed."""
     try:
         str(item.path).encode()
@@ -463,8 +407,8 @@ def _storable(item: Embedded | Failed) -> Embedded | Failed:
     return item
 
 
-def _chunks(stream: Iterable[Embedded | Failed]) -> Iterator[list[Embedded | Failed]]:
-    chunk: list[Embedded | Failed] = []
+def _chunks(stream: Iterable[Result]) -> Iterator[list[Result]]:
+    chunk: list[Result] = []
     windows, since = 0, time.monotonic()
     for item in stream:
         chunk.append(item)
@@ -487,8 +431,8 @@ def _sounds(root: Path) -> list[Path]:
     return sounds
 
 
-def _stamp(path: Path) -> tuple[int, int] | None:
-    """Size in bytes and modification time in ns, or None if the file cannot be reached."""
+def _stamp(path: Path) -> Stamp | None:
+    """Of the file as it is now, or None if it cannot be reached."""
     try:
         stat = path.stat()
     except OSError:
@@ -500,10 +444,8 @@ def _gone(path: str) -> bool:
     """Whether the file surely is not there (a folder that may not be entered says nothing)."""
     try:
         os.stat(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return True
-    except OSError:
-        return False
+    except OSError as error:
+        return isinstance(error, FileNotFoundError | NotADirectoryError)
     return False
 
 
@@ -518,24 +460,6 @@ def _quoted(paths: Iterable[str]) -> str:
 
 def _named(source: str | None) -> str:
     return "a model made in memory" if source is None else f"model '{source}'"
-
-
-def _write_failures(path: Path, failures: list[Failed]) -> None:
-    with _replacing(path) as file:
-        rows = csv.writer(file, lineterminator="\n")
-        rows.writerow(["path", "reason"])
-        rows.writerows([str(item.path), item.reason] for item in failures)
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[TextIO]:
-    """A text file that takes the place of `path` whole, once it is on disk, or not at all."""
-    part = path.with_name(f".{path.name}.part")
-    with part.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
 
 
 @contextmanager

@@ -11,6 +11,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
+_EQUAL = 1 - 1e-5  # cosine above which two texts are one: float32 rounding is 1e-7, one other word moves more
+
 
 def info_nce(
     *,
@@ -18,6 +20,7 @@ def info_nce(
     text: Float[Tensor, "batch dim"],
     scale: float | int | Float[Tensor, ""],
     same: Bool[Tensor, "batch batch"] | None = None,
+    targets: Float[Tensor, "batch batch"] | None = None,
 ) -> dict[str, Float[Tensor, ""]]:
     """Symmetric contrastive loss: each sound must pick its own text out of the batch, each text its sound.
 
@@ -32,8 +35,11 @@ def info_nce(
     loss can't go below log c. Marking matters where equal inputs embed differently (random crops, dropout,
     several captions of one sound): where they embed equally the plain loss is the same number.
 
+    `targets` says it all instead: row i is the distribution (sum 1) over the batch that query i should find, for
+    sound i and text i alike; `soft_targets` makes one from how alike the texts are.
+
     Returns `{"loss", "audio_to_text", "text_to_audio"}`. Raises `ValueError` for shapes that don't match, an
-    empty batch, or a `same` that isn't symmetric.
+    empty batch, a `same` that isn't symmetric, both `same` and `targets`, or rows that don't sum to 1.
 
     Source: Radford et al. 2021 (CLIP), figure 3; for sound, the losses of Elizalde et al. 2023 (CLAP) and Wu
     et al. 2023 (LAION-CLAP).
@@ -42,11 +48,33 @@ def info_nce(
     with _full_precision(audio):
         audio, text = _normalised(audio, text)
         logits = scale * (audio @ text.T)  # [batch, batch]
-        targets = _positives(logits, same)
-        audio_to_text = F.cross_entropy(logits, targets)
-        text_to_audio = F.cross_entropy(logits.T, targets)  # `same` is symmetric: one target for both
+        wanted = _positives(logits, same) if targets is None else _distributions(logits, targets, same)
+        audio_to_text = F.cross_entropy(logits, wanted)
+        text_to_audio = F.cross_entropy(logits.T, wanted)  # row i is query i's in both directions
     loss = (audio_to_text + text_to_audio) / 2
     return {"loss": loss, "audio_to_text": audio_to_text, "text_to_audio": text_to_audio}
+
+
+def soft_targets(
+    *, text: Float[Tensor, "batch dim"], share: float | int, temperature: float | int
+) -> Float[Tensor, "batch batch"]:
+    """Targets that grant texts which mean nearly the same a part of each other's place.
+
+    `(1 - share) * hard + share * softmax(cos(text_i, text_j) / temperature)` by row, where hard is spread evenly over
+    texts that are equal. "metal hit" and "small metal hit" then don't repel each other as strangers do. `text` should
+    come from an encoder that knows the language (a frozen one); no gradient flows through it.
+
+    Source: soft targets from intra-modal similarity as in SoftCLIP (Gao et al. 2023, arXiv:2303.17561), here from the
+    text side alone.
+    """
+    if not (0 <= share <= 1 and temperature > 0):
+        raise ValueError(f"share={share} must lie in 0..1 and temperature={temperature} above 0")
+    with torch.no_grad(), _full_precision(text):
+        (text,) = _normalised(text)
+        cosine = text @ text.T
+        equal = (cosine > _EQUAL).to(cosine.dtype)
+        equal.fill_diagonal_(1)
+        return (1 - share) * equal / equal.sum(dim=1, keepdim=True) + share * (cosine / temperature).softmax(dim=1)
 
 
 def slap(
@@ -105,6 +133,19 @@ def _positives(logits: Float[Tensor, "batch batch"], same: Bool[Tensor, "..."] |
         raise ValueError("same must be symmetric (if i equals j, j equals i), got one that isn't: try same | same.T")
     marked = (same | torch.eye(len(same), dtype=torch.bool, device=same.device)).to(logits)
     return marked / marked.sum(dim=1, keepdim=True)
+
+
+def _distributions(
+    logits: Float[Tensor, "batch batch"], targets: Float[Tensor, "..."], same: Bool[Tensor, "..."] | None
+) -> Tensor:
+    if same is not None:
+        raise ValueError("both same and targets came: each says what is correct; pass one")
+    if targets.shape != logits.shape:
+        raise ValueError(f"targets must be {list(logits.shape)}, one row per query, got {list(targets.shape)}")
+    sums = targets.sum(dim=1)
+    if not torch.allclose(sums, torch.ones_like(sums), atol=1e-3):
+        raise ValueError(f"each row of targets must sum to 1, got sums from {sums.min():.3g} to {sums.max():.3g}")
+    return targets.to(logits.dtype)
 
 
 def _mean_distance(*, prediction: Float[Tensor, "batch dim"], target: Float[Tensor, "batch dim"]) -> Float[Tensor, ""]:

@@ -35,6 +35,7 @@ WindowPolicy = Literal["mean", "first", "all"]
 Spec = dict[str, dict[str, Any] | None]  # kind of part -> {"name": option, **values}; None: the model has no such part
 
 _POLICIES = ("mean", "first", "all")
+_REMEMBERED = 200_000  # captions whose frozen representation is kept: 300 MB at 384 dimensions
 _FORMAT = 1
 _PARTS = (
     "audio_encoder",
@@ -68,6 +69,7 @@ class DualEncoder(nn.Module):
         self.spec, self.source = spec, source
         self.frozen: frozenset[str] = frozenset()
         self.dtype = torch.float32
+        self._text_memory: dict[str, Tensor] = {}
 
     def freeze(self, parts: Sequence[str]) -> None:
         """Keep parts (`text_encoder`, ...) as they are: no gradients, and evaluation mode also in training."""
@@ -118,9 +120,15 @@ class DualEncoder(nn.Module):
         """Clips to projections, not normalised: what objectives train."""
         return self.audio_projector(self.audio_encoder(wave))
 
-    def project_text(self, tokens: Tokens) -> Float[Tensor, "batch dim"]:
-        """Tokens to projections, not normalised."""
-        return self.text_projector(self.text_encoder(tokens))
+    def represent_text(self, captions: list[str]) -> Float[Tensor, "batch text_dim"]:
+        """Captions to representations. A frozen text encoder sees each caption once: it will not change its mind."""
+        if "text_encoder" not in self.frozen:
+            return self.text_encoder(self.text_encoder.tokenize(captions).to(self.device))
+        return torch.stack([self._remembered(caption) for caption in captions])
+
+    def project_text(self, captions: list[str]) -> Float[Tensor, "batch dim"]:
+        """Captions to projections, not normalised: what objectives train."""
+        return self.text_projector(self.represent_text(captions))
 
     def encode_clips(self, wave: Float[Tensor, "clips samples"]) -> Float[Tensor, "clips dim"]:
         """L2-normalised float32 embeddings on CPU of clips `clip_samples` long at `sample_rate`."""
@@ -132,7 +140,7 @@ class DualEncoder(nn.Module):
     def encode_tokens(self, tokens: Tokens) -> Float[Tensor, "batch dim"]:
         """L2-normalised float32 embeddings on CPU of tokenised texts."""
         with self._frozen():
-            x = self.project_text(tokens.to(self.device))
+            x = self.text_projector(self.text_encoder(tokens.to(self.device)))
             x = x if self.text_predictor is None else self.text_predictor(x)
             return normalize(x.float(), dim=-1).cpu()
 
@@ -252,6 +260,16 @@ class DualEncoder(nn.Module):
                 yield
         finally:
             self.train(training)
+
+    def _remembered(self, caption: str) -> Float[Tensor, " text_dim"]:
+        """The frozen text encoder's output for one caption, embedded alone and in float32: the same in any batch."""
+        known = self._text_memory.get(caption)
+        if known is None:
+            with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+                known = self.text_encoder(self.text_encoder.tokenize([caption]).to(self.device))[0]
+            if len(self._text_memory) < _REMEMBERED:
+                self._text_memory[caption] = known
+        return known
 
     def _clips(
         self, sounds: list[Any], sample_rate: int | None, windows: WindowPolicy, advance: Any

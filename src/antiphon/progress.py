@@ -4,14 +4,14 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator
 
-Advance = Callable[..., None]  # advance(steps=1, note="")
+Advance = Callable[..., None]  # advance(steps=1, note="", total=None)
 
 
 @contextlib.contextmanager
 def bar(description: str, *, total: int | None, shown: bool = True) -> Iterator[Advance]:
-    """Yield `advance(steps=1, note="")`. The bar is drawn only where stderr is a terminal and `shown`."""
+    """Yield `advance(steps=1, note="", total=None)`. The bar is drawn only where stderr is a terminal and `shown`."""
     if not (shown and sys.stderr.isatty()):
-        yield lambda steps=1, note="": None
+        yield lambda steps=1, note="", total=None: None
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -20,10 +20,12 @@ def bar(description: str, *, total: int | None, shown: bool = True) -> Iterator[
     with Progress(*columns, TextColumn("{task.fields[note]}"), console=Console(stderr=True)) as progress:
         task = progress.add_task(description, total=total, note="")
 
-        def advance(steps: int = 1, note: str = "") -> None:
+        def advance(steps: int = 1, note: str = "", total: int | None = None) -> None:
             progress.advance(task, steps)
             if note:
                 progress.update(task, note=note)
+            if total is not None:
+                progress.update(task, total=total)
 
         yield advance
 

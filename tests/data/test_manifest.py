@@ -14,7 +14,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from antiphon.data import manifest
+from antiphon.data import formats
 from antiphon.data.manifest import ALIASES, SCHEMA, Manifest, read, split_name
 from antiphon.data.pairs import Batch, Pair, collate
 from antiphon.errors import DataError
@@ -381,7 +381,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(manifest, "_caption_cell", full)
+    monkeypatch.setattr(formats, "_caption_cell", full)
     with pytest.raises(DataError, match=r"cannot write .*m\.csv: No space left on device"):
         table.write(file)
     assert file.read_bytes() == before
@@ -409,7 +409,7 @@ def own(**columns: list[object]) -> pa.Table:
 def test_own_parquet_makes_no_rows(tmp_path, monkeypatch):
     file = tmp_path / "a.parquet"
     pq.write_table(own(split=["train", None], tags=[None, ["a", "b"]], captions=[["x", "y"], ["x"]]), file)
-    monkeypatch.setattr(manifest, "_pair", None)  # would fail if a row were built
+    monkeypatch.setattr(formats, "clean_pair", None)  # would fail if a row were built
     table = read(file, default_split="val")
     assert table.table["split"].to_pylist() == ["train", "val"]
     assert table.table["tags"].to_pylist() == [[], ["a", "b"]]

@@ -22,12 +22,25 @@ MAX_SCALE = 100.0  # CLIP's clamp: a sharper softmax only amplifies noise and ov
 
 
 class CLAP(nn.Module):
-    """Learned-scale InfoNCE. `merge_equal_captions`: equal captions in a batch are positives, not negatives."""
+    """Learned-scale InfoNCE.
+
+    `merge_equal_captions`: captions that are equal within a batch are positives, not negatives. `soft_share`: this
+    share of each target goes to captions that mean nearly the same, by the text encoder's own cosine over
+    `soft_temperature` (`losses.soft_targets`); 0 is the published loss.
+    """
 
     separable = False
 
-    def __init__(self, *, temperature: float = 0.07, merge_equal_captions: bool = True) -> None:
+    def __init__(
+        self,
+        *,
+        temperature: float = 0.07,
+        merge_equal_captions: bool = True,
+        soft_share: float = 0.0,
+        soft_temperature: float = 0.1,
+    ) -> None:
         super().__init__()
+        self.soft_share, self.soft_temperature = soft_share, soft_temperature
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / temperature)))
         self.merge_equal_captions = merge_equal_captions
 
@@ -35,17 +48,25 @@ class CLAP(nn.Module):
         """The scale is all this objective owns."""
 
     def embed(self, model: DualEncoder, batch: Batch) -> dict[str, Tensor]:
-        """Projections of both sides."""
-        return {
+        """Projections of both sides, and the text representation where soft targets are made from it."""
+        representation = model.represent_text(batch.captions)
+        projections = {
             "audio": model.project_audio(batch.wave),
-            "text": model.project_text(model.text_encoder.tokenize(batch.captions).to(batch.wave.device)),
+            "text": model.text_projector(representation),
         }
+        return {**projections, "representation": representation.detach()} if self.soft_share else projections
 
     def loss(self, embeddings: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         """InfoNCE both ways, and the scale as `scale`."""
-        same = equal_captions(batch.captions).to(embeddings["audio"].device) if self.merge_equal_captions else None
+        correct: dict[str, Tensor] = {}
+        if self.soft_share:
+            correct["targets"] = losses.soft_targets(
+                text=embeddings["representation"], share=self.soft_share, temperature=self.soft_temperature
+            )
+        elif self.merge_equal_captions:
+            correct["same"] = equal_captions(batch.captions).to(embeddings["audio"].device)
         scale = self.log_scale.exp()
-        terms = losses.info_nce(audio=embeddings["audio"], text=embeddings["text"], scale=scale, same=same)
+        terms = losses.info_nce(audio=embeddings["audio"], text=embeddings["text"], scale=scale, **correct)
         return {**terms, "scale": scale.detach()}
 
     @torch.no_grad()

@@ -10,6 +10,8 @@ BatchNorm statistics and move once per optimizer step.
 Example: `antiphon train objective=slap data=csv data.train=pairs.csv`
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -42,15 +44,17 @@ class SLAP(nn.Module):
 
     def embed(self, model: DualEncoder, batch: Batch) -> dict[str, Tensor]:
         """Predictions of the trained side and targets of the averaged side."""
-        tokens = model.text_encoder.tokenize(batch.captions).to(batch.wave.device)
         with torch.no_grad():
-            audio_target = self._target("audio_projector", model)(self._target("audio_encoder", model)(batch.wave))
-            text_target = self._target("text_projector", model)(self._target("text_encoder", model)(tokens))
+            audio = self._target("audio_encoder", model)(batch.wave)
+            text = self._represent_text_target(model, batch.captions)
+            targets = {
+                "audio_target": self._target("audio_projector", model)(audio),
+                "text_target": self._target("text_projector", model)(text),
+            }
         return {
             "audio_prediction": self.audio_predictor(model.project_audio(batch.wave)),
-            "text_prediction": self.text_predictor(model.project_text(tokens)),
-            "audio_target": audio_target,
-            "text_target": text_target,
+            "text_prediction": self.text_predictor(model.project_text(batch.captions)),
+            **targets,
         }
 
     def loss(self, embeddings: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
@@ -81,6 +85,12 @@ class SLAP(nn.Module):
         super().train(mode)
         self.targets.eval()
         return self
+
+    def _represent_text_target(self, model: DualEncoder, captions: list[str]) -> Tensor:
+        if "text_encoder" not in self.targets:  # frozen: the same representation on both sides
+            return model.represent_text(captions)
+        encoder: Any = self.targets["text_encoder"]
+        return encoder(encoder.tokenize(captions).to(model.device))
 
     def _target(self, name: str, model: DualEncoder) -> nn.Module:
         return self.targets[name] if name in self.targets else getattr(model, name)

@@ -70,6 +70,7 @@ class Trainer:
         devices: int = 1,
         validate_every_epochs: int = 1,
         checkpoint_every_steps: int = 50,
+        monitor: str | None = "val/retrieval/text_to_audio/r@10",  # keep the best by this; None: keep the last
     ) -> None:
         if devices != 1:
             raise OptionError(f"trainer.devices={devices}: this version trains on one device; set trainer.devices=1")
@@ -90,6 +91,7 @@ class Trainer:
             validate_every_epochs,
             checkpoint_every_steps,
         )
+        self.monitor = monitor
         self.fabric = Fabric(accelerator=accelerator, devices=devices, precision=precision)
 
     def fit(
@@ -100,11 +102,11 @@ class Trainer:
         loader: TrainLoader,
         out: Path,
         validate: Validate | None = None,
-        monitor: str = "val/retrieval/text_to_audio/r@10",
     ) -> Path:
         """Train until `max_epochs`, going on from `out/checkpoint.pt` if it is there; returns the saved model's folder.
 
-        With `validate`, `out/model` is the best model by its value `monitor` (higher is better); without, the last.
+        With `validate`, `out/model` is the best model by its value `monitor` (higher is better); without it or without
+        a `monitor`, the last.
         Raises `TrainingError` when the loss is not finite or nothing can be written.
         """
         run = _Run(self, model, objective, loader, out)
@@ -121,10 +123,10 @@ class Trainer:
                 run.place.epoch, run.place.batch = run.place.epoch + 1, 0
                 last = run.place.epoch == self.max_epochs
                 if validate and (last or run.place.epoch % self.validate_every_epochs == 0):
-                    run.validate(validate, monitor)
+                    run.validate(validate)
                 if last or run.place.epoch % self.validate_every_epochs == 0:
                     run.write_checkpoint()
-        if not validate:
+        if not (validate and self.monitor):
             run.embedder.save(out / "model")
         elif not (out / "model" / "config.json").exists():
             raise TrainingError(f"{out / 'model'} is gone although this run was complete: delete {out} to train again")
@@ -179,14 +181,16 @@ class _Run:
         self.place.batch += 1
         if self.average is not None:  # a young average forgets its random start quickly
             young = (1 + self.place.step) / (10 + self.place.step)
-            ema.update(self.average, self.live, rate=min(trainer.average_rate, young))
+            for name, part in self.live.named_children():
+                if name not in self.model.frozen:
+                    ema.update(getattr(self.average, name), part, rate=min(trainer.average_rate, young))
         values = {f"train/{name}": value.item() for name, value in terms.items()}
         values |= {"train/gradient_norm": norm.item(), "learning_rate": rate}
         values["samples_per_second"] = len(batch) / (time.perf_counter() - start)
         self.train_log.log(self.place.step, values)
         return values
 
-    def validate(self, validate: Validate, monitor: str) -> None:
+    def validate(self, validate: Validate) -> None:
         """Score the embedder on validation data; keep it if it is the best so far."""
         values = dict(validate(self.embedder))
         self.val_log.log(self.place.step, values)
@@ -196,7 +200,8 @@ class _Run:
                 f"{name.removeprefix('val/retrieval/')} {value:.3f}" for name, value in values.items() if "r@10" in name
             )
         )
-        if values[monitor] > self.place.best:
+        monitor = self.trainer.monitor
+        if monitor and values[monitor] > self.place.best:
             self.place.best, self.place.best_step = values[monitor], self.place.step
             self.embedder.save(self.out / "model")
 

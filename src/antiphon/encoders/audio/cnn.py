@@ -39,9 +39,9 @@ class CNN(nn.Module):
     """Wave `[batch samples]` to representation `[batch dim]`.
 
     Shape: frames = samples // hop + 1; the last block's map is `[batch, width * 2**(depth-1), frames / 2**depth,
-    n_mels / 2**depth]`. In training the input varies: a `mix_share` of the clips gets another one laid under it, the gain
-    moves by up to `gain_decibels`, and SpecAugment stripes out up to a share `time_mask` of the frames and `mel_mask`
-    bands, two stripes each.
+    n_mels / 2**depth]`. In training the input varies: a `mix_share` of the clips gets another one laid under it, the
+    gain moves by up to `gain_decibels`, and SpecAugment stripes out up to a share `time_mask` of the frames and
+    `mel_mask` bands, two stripes each.
     """
 
     def __init__(
