@@ -18,18 +18,21 @@ class LinearProjector(nn.Module):
 
 
 class MLPProjector(nn.Module):
-    """SLAP's projector: Linear, BatchNorm, ReLU, Linear (Guinot et al. 2025, section 3)."""
+    """SLAP's projector: Linear, BatchNorm, ReLU, Linear (Guinot et al. 2025, section 3).
 
-    def __init__(self, *, in_dim: int, dim: int, hidden: int, dropout: float = 0.0) -> None:
+    `output_norm` adds a BatchNorm without parameters at the end, as SimSiam does (Chen and He 2021): projections are
+    then centred, so that a cosine speaks of what tells items apart and not of what all of them share. Without
+    negatives nothing else removes that share.
+    """
+
+    def __init__(self, *, in_dim: int, dim: int, hidden: int, dropout: float = 0.0, output_norm: bool = False) -> None:
         super().__init__()
         self.dim = dim
         self.layers = nn.Sequential(
-            nn.Linear(in_dim, hidden),
-            nn.BatchNorm1d(hidden),
-            nn.ReLU(),
-            nn.Dropout(dropout),
-            nn.Linear(hidden, dim),
+            nn.Linear(in_dim, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Dropout(dropout), nn.Linear(hidden, dim)
         )
+        if output_norm:
+            self.layers.append(nn.BatchNorm1d(dim, affine=False))
 
     def forward(self, x: Float[Tensor, "batch in_dim"]) -> Float[Tensor, "batch dim"]:
         """Project."""
