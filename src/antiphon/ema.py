@@ -20,7 +20,8 @@ def update(average: nn.Module, module: nn.Module, *, rate: float) -> None:
     """
     pairs = zip(_tensors(average), _tensors(module), strict=True)
     floating = [(a, m) for a, m in pairs if a.is_floating_point()]
-    torch._foreach_lerp_([a for a, _ in floating], [m.detach() for _, m in floating], 1.0 - rate)
+    if floating:  # an identity has none
+        torch._foreach_lerp_([a for a, _ in floating], [m.detach() for _, m in floating], 1.0 - rate)
     for a, m in zip(average.buffers(), module.buffers(), strict=True):
         if not a.is_floating_point():
             a.copy_(m)

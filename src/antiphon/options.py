@@ -61,7 +61,12 @@ def build(kind: str, name: str, overrides: Mapping[str, Any] | None = None, **ex
     for key in overrides or {}:
         if key not in allowed:
             raise OptionError(_unknown(f"setting of {kind} '{name}'", key, allowed))
-    return target(**{**known, **(overrides or {}), **extra})
+    try:
+        return target(**{**known, **(overrides or {}), **extra})
+    except (TypeError, ValueError) as error:
+        if isinstance(error, OptionError):
+            raise
+        raise OptionError(f"{kind} '{name}' cannot be made with these settings: {error}") from error
 
 
 def locate(target: str) -> Any:

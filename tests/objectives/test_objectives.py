@@ -125,3 +125,4 @@ def test_ema_by_hand():
     ema.update(average, live, rate=0.5)
     assert (average.weight.item(), average.running_mean.item(), average.num_batches_tracked.item()) == (2.0, 1.0, 7)
     assert not average.weight.requires_grad
+    ema.update(torch.nn.Identity(), torch.nn.Identity(), rate=0.5)
