@@ -101,7 +101,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_batch(tiny_overri
         ("trainer.devices=4", "one device"),
         ("trainer.max_epochs=0", "1 or more"),
         ("trainer.precision=float8", "float8"),
-        ("objective.ema_rate=2", r"must be in \[0, 1\)"),
+        ("objective.ema_rate=2.0", r"must be in \[0, 1\)"),
     ],
 )
 def test_unknown_options_are_one_line(override, message, tiny_overrides, tmp_path):

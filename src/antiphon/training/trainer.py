@@ -241,7 +241,7 @@ class _Run:
         path = self.out / "checkpoint.pt"
         kept = f"the last good checkpoint is {path}" if path.exists() else "there is no checkpoint yet"
         raise TrainingError(
-            f"the loss is {float(loss)} at step {self.place.step + 1} (batch: {', '.join(batch.ids[:8])}, ...); "
+            f"the loss is {loss.item()} at step {self.place.step + 1} (batch: {', '.join(batch.ids[:8])}, ...); "
             f"{kept}. "
             "Lower trainer.learning_rate or train in trainer.precision=32-true"
         )
