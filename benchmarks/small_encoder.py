@@ -1,5 +1,5 @@
-"""Claim: for the small encoder, bfloat16 autocast halves a CPU training step, and in bfloat16 dense 3x3 convolutions cost
-no more than depthwise-separable ones of the same width, with three times the parameters. In float32 depthwise is faster.
+"""Claim: bfloat16 autocast halves the small encoder's training step on a CPU, and there dense 3x3 convolutions cost no
+more than depthwise-separable ones of the same width, with three times the parameters. In float32 depthwise is faster.
 
     .venv/bin/python benchmarks/small_encoder.py [--batch 64] [--rounds 7]
 
