@@ -98,9 +98,8 @@ def _expand(overrides: Sequence[str]) -> list[str]:
 
 
 def _hydra_message(error: Exception) -> str:
-    """Hydra's reason as one line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines).replace("\t", " ")[:600]
+    """Hydra's reason as one line, without the places where it looks for its own files."""
+    return " ".join(str(error).partition("Config search path")[0].split())[:600]
 
 
 def _plain(section: dict[str, Any]) -> dict[str, Any]:

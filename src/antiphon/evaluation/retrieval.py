@@ -28,7 +28,6 @@ class Embedded:
     text: Float[Tensor, "n_text dim"]
     relevant: Bool[Tensor, "n_audio n_text"]
     ids: list[str]
-    paths: list[str]
     captions: list[str]
     failed: Mapping[str, str]  # path -> reason
 
@@ -77,7 +76,6 @@ def embed(model: DualEncoder, manifest: Manifest, *, progress: bool = False) -> 
         text=model.encode_text(captions, progress=progress),
         relevant=relevant,
         ids=[pair.id for pair in pairs],
-        paths=[pair.audio for pair in pairs],
         captions=captions,
         failed=failed,
     )

@@ -37,7 +37,6 @@ class Place:
     epoch: int = 0
     batch: int = 0  # batches done of this epoch
     best: float = -math.inf
-    best_step: int = 0
 
 
 class _Towers(nn.Module):
@@ -202,7 +201,7 @@ class _Run:
         )
         monitor = self.trainer.monitor
         if monitor and values[monitor] > self.place.best:
-            self.place.best, self.place.best_step = values[monitor], self.place.step
+            self.place.best = values[monitor]
             self.embedder.save(self.out / "model")
 
     def write_checkpoint(self) -> None:
