@@ -17,7 +17,7 @@ from antiphon import encoding
 from antiphon.embed import find_sounds
 from antiphon.encoding import Embedded, EmbeddingModel, Failed, embed_files
 from antiphon.errors import AudioError, DataError
-from antiphon.windows import Window
+from antiphon.windows import Window, clips_of
 
 TONES = (500, 1000, 2000, 3000)  # Hz: one dimension each
 
@@ -36,8 +36,12 @@ class ToneModel:
     def fingerprint(self) -> str:
         return hashlib.sha256(self.name.encode()).hexdigest()
 
-    def encode_clips(self, wave: torch.Tensor) -> torch.Tensor:
+    def clips(self, sound, *, policy):
+        return clips_of(sound, clip_samples=self.clip_samples, target_rate=self.sample_rate, policy=policy)
+
+    def encode_clips(self, clips, *, bulk: bool = False) -> torch.Tensor:
         time.sleep(self.seconds)
+        wave = torch.from_numpy(np.stack(clips))
         self.batches.append(len(wave))
         share = torch.fft.rfft(wave).abs()[:, list(TONES)] + 1e-3  # bin k of one second is k Hz
         return torch.nn.functional.normalize(share, dim=-1)
@@ -117,7 +121,7 @@ def test_a_file_that_breaks_in_the_middle_leaves_no_rows(monkeypatch):
         if path.name == "broken":
             raise AudioError("stops here")
 
-    monkeypatch.setattr(encoding, "clips_of", clips_of)
+    monkeypatch.setattr(ToneModel, "clips", lambda self, sound, *, policy: clips_of(sound))
     monkeypatch.setattr(encoding.Path, "stat", lambda path, **_: os.stat("/"))
     model = ToneModel()
     results = list(embed_files(model, [Path("one"), Path("broken"), Path("two")], batch_size=5))
@@ -128,27 +132,27 @@ def test_a_file_that_breaks_in_the_middle_leaves_no_rows(monkeypatch):
 
 def test_values_that_are_not_finite_and_empty_sounds_fail(monkeypatch, tmp_path):
     class Broken(ToneModel):
-        def encode_clips(self, wave):
-            return torch.full((len(wave), 4), float("nan"))
+        def encode_clips(self, clips, *, bulk=False):
+            return torch.full((len(clips), 4), float("nan"))
 
     path = write_tones(tmp_path / "a.wav", (1, 0, 0, 0))
     (item,) = embed_files(Broken(), [path])
     assert isinstance(item, Failed)
     assert "not finite" in item.reason
-    monkeypatch.setattr(encoding, "clips_of", lambda *_, **__: iter(()))
+    monkeypatch.setattr(ToneModel, "clips", lambda *_, **__: iter(()))
     assert list(embed_files(ToneModel(), [path])) == [Failed(path, "no samples in it")]
 
 
 def test_a_fault_of_the_model_or_of_the_reader_is_raised_and_ends_the_threads(tmp_path, monkeypatch):
     class Faulty(ToneModel):
-        def encode_clips(self, wave):
+        def encode_clips(self, clips, *, bulk=False):
             raise ZeroDivisionError("the model's fault")
 
     paths = [write_tones(tmp_path / f"{i}.wav", *[(1, 0, 0, 0)] * 4) for i in range(8)]
     with pytest.raises(ZeroDivisionError):
         list(embed_files(Faulty(), paths, batch_size=2))
     assert not _readers()
-    monkeypatch.setattr(encoding, "clips_of", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(ToneModel, "clips", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         list(embed_files(ToneModel(), paths))
 
@@ -186,14 +190,14 @@ def test_any_mix_of_files_comes_out_whole_in_bounded_memory(lengths, batch_size,
             yield Window(float(i), i + 1.0), np.full(8, 100 * int(path.name) + i, np.float32)
 
     class Echo(ToneModel):
-        def encode_clips(self, wave):
+        def encode_clips(self, clips, *, bulk=False):
             nonlocal held
             with lock:
-                held -= len(wave)
-            return wave[:, :4].clone()
+                held -= len(clips)
+            return torch.from_numpy(np.stack(clips))[:, :4]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(encoding, "clips_of", clips_of)
+        patch.setattr(ToneModel, "clips", lambda self, sound, *, policy: clips_of(sound))
         patch.setattr(encoding.Path, "stat", lambda path, **_: os.stat("/"))
         results = list(embed_files(Echo(), [Path(str(i)) for i in range(len(lengths))], batch_size=batch_size))
     assert most <= 3 * batch_size + encoding.READERS
@@ -217,11 +221,11 @@ def test_a_very_long_sound_streams(tmp_path, monkeypatch):
     seen = []
 
     class Watch(ToneModel):
-        def encode_clips(self, wave):
+        def encode_clips(self, clips, *, bulk=False):
             seen.append(decoded)
-            return torch.ones(len(wave), 4)
+            return torch.ones(len(clips), 4)
 
-    monkeypatch.setattr(encoding, "clips_of", clips_of)
+    monkeypatch.setattr(ToneModel, "clips", lambda self, sound, *, policy: clips_of(sound))
     (item,) = embed_files(Watch(), [write_tones(tmp_path / "a.wav", (1, 0, 0, 0))], batch_size=8)
     assert len(item.vectors) == 2000
     assert all(count <= 8 * (index + 1) + 8 + encoding.READERS for index, count in enumerate(seen))

@@ -1,8 +1,9 @@
-"""Files -> embeddings, one per window, streaming.
+"""Sounds -> embeddings, one per window, streaming.
 
-Reader threads decode ahead of the model (soundfile and soxr release the GIL), clips of several short files
+Reader threads decode ahead of the model (soundfile and soxr release the GIL), clips of several short sounds
 share a batch so that the model is fed full batches, and a three-hour file passes through clip by clip: at
-most two batches of decoded clips wait, however many or long the files. A bad file never stops the rest.
+most two batches of decoded clips wait, however many or long the files. `embed_files` goes on past a bad file;
+`embed_sounds` raises what is wrong with it.
 """
 
 import threading
@@ -15,14 +16,20 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from antiphon.errors import AudioError
-from antiphon.windows import Window, clips_of
+from antiphon.windows import Policy, Window
+
+Clip = np.ndarray
+"""What a model hears at once: `[samples]`, or a fused model's `[views frames mels]` of a longer sound."""
+
+Sound = Path | tuple[np.ndarray, int]
+"""A file, or a mono wave with its rate in Hz."""
 
 READERS = 2  # a 10 s clip decodes in 4-30 ms, less than any encoder needs for it: two threads keep one model fed
+BULK = 1024  # sounds from which on compiling the model pays for itself
 
 
 @runtime_checkable
@@ -56,8 +63,11 @@ class EmbeddingModel(Protocol):
     def fingerprint(self) -> str:
         """Hex digest that two models share only if they embed alike."""
 
-    def encode_clips(self, wave: Float[Tensor, "clips samples"]) -> Float[Tensor, "clips dim"]:
-        """L2-normalised float32 embeddings on CPU, one per clip."""
+    def clips(self, sound: Sound, *, policy: Policy) -> Iterator[tuple[Window, Clip]]:
+        """The windows of a sound, each with its clip, as they are decoded; called in reader threads."""
+
+    def encode_clips(self, clips: Sequence[Clip], *, bulk: bool = False) -> Float[Tensor, "clips dim"]:
+        """L2-normalised float32 embeddings on CPU, one per clip; `bulk`: thousands more will come."""
 
     def encode_audio(
         self,
@@ -105,81 +115,111 @@ def embed_files(
     A file that cannot be read comes out as `Failed`; any other exception (the model's, say) is raised.
     Raises `ValueError` for a `batch_size` below 1.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size}: must be 1 or more")
-    return _embedded(model, paths, batch_size)
+    drafts = _embedded(model, map(Path, paths), batch_size=batch_size, policy="all", bulk=_is_bulk(paths))
+    return (draft.result() for draft in drafts)
+
+
+def embed_sounds(
+    model: EmbeddingModel, sounds: Sequence[Sound], *, batch_size: int = 16, policy: Policy = "all"
+) -> Iterator[Float[np.ndarray, "windows dim"]]:
+    """Embed the windows of each sound, in order. Raises `AudioError` for the first sound that cannot be read."""
+    for draft in _embedded(model, sounds, batch_size=batch_size, policy=policy, bulk=_is_bulk(sounds)):
+        if draft.error is not None:
+            raise draft.error
+        yield np.stack(draft.vectors)
+
+
+def _is_bulk(sounds: object) -> bool:
+    return hasattr(sounds, "__len__") and len(sounds) >= BULK
 
 
 @dataclass(eq=False)
 class _Draft:
-    """A file on its way: a reader thread fills `clips`, `_embedded` makes `windows` and `vectors` of them."""
+    """A sound on its way: a reader thread fills `clips`, `_embedded` makes `windows` and `vectors` of them."""
 
-    path: Path
+    sound: Sound
     clips: deque[Any] = field(default_factory=deque)  # (window, clip)..., then None or the exception that ended it
     windows: list[Window] = field(default_factory=list)
     vectors: list[np.ndarray] = field(default_factory=list)
     size: int = 0
     mtime_ns: int = 0
-    reason: str | None = None
+    error: AudioError | OSError | None = None
     read: bool = False
 
     @property
     def finished(self) -> bool:
         return self.read and len(self.windows) == len(self.vectors)
 
+    def close(self) -> "_Draft":
+        """What a sound with no or no usable vectors is called."""
+        if self.error is None and not self.vectors:
+            self.error = AudioError("no samples in it")
+        if self.error is None and not all(np.isfinite(vector).all() for vector in self.vectors):
+            self.error = AudioError("the model's embedding of it is not finite (NaN or infinite)")
+        return self
+
     def result(self) -> Embedded | Failed:
-        if self.reason is None and not self.vectors:
-            self.reason = "no samples in it"
-        if self.reason is None and not all(np.isfinite(vector).all() for vector in self.vectors):
-            self.reason = "the model's embedding of it is not finite (NaN or infinite)"
-        if self.reason is not None:
-            return Failed(self.path, " ".join(self.reason.split()))
-        return Embedded(self.path, self.size, self.mtime_ns, self.windows, np.stack(self.vectors))
+        path = self.sound if isinstance(self.sound, Path) else Path()
+        if self.error is not None:
+            return Failed(path, " ".join(str(self.error).split()) or type(self.error).__name__)
+        return Embedded(path, self.size, self.mtime_ns, self.windows, np.stack(self.vectors))
 
 
-def _embedded(model: EmbeddingModel, paths: Iterable[str | Path], batch_size: int) -> Iterator[Embedded | Failed]:
+def _embedded(
+    model: EmbeddingModel, sounds: Iterable[Sound], *, batch_size: int, policy: Policy, bulk: bool
+) -> Iterator[_Draft]:
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size}: must be 1 or more")
+    return _stream(model, sounds, batch_size, policy, bulk)
+
+
+def _stream(
+    model: EmbeddingModel, sounds: Iterable[Sound], batch_size: int, policy: Policy, bulk: bool
+) -> Iterator[_Draft]:
     waiting: deque[_Draft] = deque()
-    batch: list[tuple[_Draft, Any]] = []
+    batch: list[tuple[_Draft, Clip]] = []
     ahead = _Ahead(batch_size)
-    with closing(_drafts(model, paths, ahead)) as drafts:
+    with closing(_drafts(model, sounds, ahead, policy)) as drafts:
         for draft in drafts:
             waiting.append(draft)
             for window, clip in ahead.clips(draft):
                 draft.windows.append(window)
                 batch.append((draft, clip))
                 if len(batch) == batch_size:
-                    _encode(model, batch)
+                    _encode(model, batch, bulk=bulk)
                     yield from _finished(waiting)
             draft.read = True
-            if draft.reason is not None:  # its tail would only cost the model time
+            if draft.error is not None:  # its tail would only cost the model time
                 batch = [(owner, clip) for owner, clip in batch if owner is not draft]
                 draft.windows, draft.vectors = [], []
             yield from _finished(waiting)
         if batch:
-            _encode(model, batch)
+            _encode(model, batch, bulk=bulk)
         yield from _finished(waiting)
 
 
-def _encode(model: EmbeddingModel, batch: list[tuple[_Draft, Any]]) -> None:
-    wave = torch.stack([torch.as_tensor(clip) for _, clip in batch])  # [clips, samples]
-    for (draft, _), vector in zip(batch, model.encode_clips(wave).numpy(), strict=True):
+def _encode(model: EmbeddingModel, batch: list[tuple[_Draft, Clip]], *, bulk: bool) -> None:
+    vectors = model.encode_clips([clip for _, clip in batch], bulk=bulk).numpy()
+    for (draft, _), vector in zip(batch, vectors, strict=True):
         draft.vectors.append(vector)
     batch.clear()
 
 
-def _finished(waiting: deque[_Draft]) -> Iterator[Embedded | Failed]:
+def _finished(waiting: deque[_Draft]) -> Iterator[_Draft]:
     while waiting and waiting[0].finished:
-        yield waiting.popleft().result()
+        yield waiting.popleft().close()
 
 
-def _drafts(model: EmbeddingModel, paths: Iterable[str | Path], ahead: "_Ahead") -> Generator[_Draft, None, None]:
-    """Files in order, each handed to the reader threads a batch's worth of files before it is needed."""
+def _drafts(
+    model: EmbeddingModel, sounds: Iterable[Sound], ahead: "_Ahead", policy: Policy
+) -> Generator[_Draft, None, None]:
+    """Sounds in order, each handed to the reader threads a batch's worth of sounds before it is needed."""
     pool = ThreadPoolExecutor(READERS, thread_name_prefix="antiphon-read")
     started: deque[_Draft] = deque()
     try:
-        for path in paths:
-            draft = _Draft(Path(path))
-            pool.submit(_read, model, draft, ahead.put)
+        for sound in sounds:
+            draft = _Draft(sound)
+            pool.submit(_read, model, draft, policy, ahead.put)
             started.append(draft)
             if len(started) > ahead.batch_size:
                 yield started.popleft()
@@ -189,15 +229,14 @@ def _drafts(model: EmbeddingModel, paths: Iterable[str | Path], ahead: "_Ahead")
         pool.shutdown(cancel_futures=True)
 
 
-def _read(model: EmbeddingModel, draft: _Draft, put: Callable[[_Draft, Any], bool]) -> None:
+def _read(model: EmbeddingModel, draft: _Draft, policy: Policy, put: Callable[[_Draft, Any], bool]) -> None:
     end: Exception | None = None
     try:
-        # Before decoding: a file that changes meanwhile differs from its row and is embedded again next time.
-        stat = draft.path.stat()
-        draft.size, draft.mtime_ns = stat.st_size, stat.st_mtime_ns
-        for window, clip in clips_of(
-            draft.path, clip_samples=model.clip_samples, target_rate=model.sample_rate, policy="all"
-        ):
+        if isinstance(draft.sound, Path):
+            # Before decoding: a file that changes meanwhile differs from its row and is embedded again next time.
+            stat = draft.sound.stat()
+            draft.size, draft.mtime_ns = stat.st_size, stat.st_mtime_ns
+        for window, clip in model.clips(draft.sound, policy=policy):
             if not put(draft, (window, clip)):
                 return
     except Exception as error:
@@ -229,7 +268,7 @@ class _Ahead:
             return not self._stopped
 
     def clips(self, draft: _Draft) -> Iterator[tuple[Window, Any]]:
-        """The file's clips as they are read; sets its `reason` if reading failed."""
+        """The sound's clips as they are read; sets its `error` if reading failed."""
         item: Any = True
         while item is not None:
             with self._changed:
@@ -240,7 +279,7 @@ class _Ahead:
                 self._held -= 1
                 self._changed.notify_all()
             if isinstance(item, (AudioError, OSError)):
-                draft.reason = str(item) or type(item).__name__
+                draft.error = item
                 return
             if isinstance(item, Exception):
                 raise item

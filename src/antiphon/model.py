@@ -5,14 +5,15 @@ Data flow: sound -> windows -> clips [batch samples] -> audio encoder -> represe
 with predictions, the others with projections: `space` says which (decision 4).
 
 A saved model is a folder: `config.json` (option names and plain values, never code), `model.safetensors`, and the text
-encoder's own files in `text_encoder/`.
+encoder's own files in `text_encoder/`. Other systems' checkpoints come in through `checkpoints/`.
 """
 
 import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,18 +24,33 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from antiphon import audio as sounds_io
-from antiphon import options
+from antiphon import checkpoints, options
+from antiphon.checkpoints.contract import Converted, Spec
 from antiphon.encoders import weights
 from antiphon.encoders.contract import AudioEncoder, TextEncoder, Tokens
+from antiphon.encoding import Clip, embed_sounds
+from antiphon.encoding import Sound as Source
 from antiphon.errors import WeightsError
 from antiphon.progress import bar
-from antiphon.windows import Window, clips_of, layout
+from antiphon.windows import Padding, Policy, Window, clips_of, layout
 
 Sound = str | os.PathLike[str] | np.ndarray | Tensor
 WindowPolicy = Literal["mean", "first", "all"]
-Spec = dict[str, dict[str, Any] | None]  # kind of part -> {"name": option, **values}; None: the model has no such part
 
 _POLICIES = ("mean", "first", "all")
+_UNLIKE = (  # what has nothing in common should not have one embedding
+    "a dog barking",
+    "heavy rain on a tin roof",
+    "solo violin, slow and sad",
+    "a crowd cheering in a stadium",
+    "distorted electric guitar riff",
+    "a baby laughing",
+    "jet engine taking off",
+    "soft piano in a quiet room",
+    "glass breaking",
+    "fast techno drums",
+)
+_COLLAPSED = 0.98  # mean cosine between them; laion/larger_clap_music has 0.999
 _REMEMBERED = 200_000  # captions whose frozen representation is kept: 300 MB at 384 dimensions
 _FORMAT = 1
 _PARTS = (
@@ -54,22 +70,25 @@ class DualEncoder(nn.Module):
         self,
         *,
         audio_encoder: AudioEncoder,
-        text_encoder: TextEncoder,
+        text_encoder: TextEncoder | None,
         audio_projector: nn.Module,
-        text_projector: nn.Module,
+        text_projector: nn.Module | None,
         audio_predictor: nn.Module | None = None,
         text_predictor: nn.Module | None = None,
         spec: Spec,
         source: str | None = None,
+        scale: float | None = None,
     ) -> None:
+        """`scale`: 1 / temperature of the similarities that it was trained with, where that is known."""
         super().__init__()
         self.audio_encoder, self.text_encoder = audio_encoder, text_encoder
         self.audio_projector, self.text_projector = audio_projector, text_projector
         self.audio_predictor, self.text_predictor = audio_predictor, text_predictor
-        self.spec, self.source = spec, source
+        self.spec, self.source, self.scale = spec, source, scale
         self.frozen: frozenset[str] = frozenset()
         self.dtype = torch.float32
         self._text_memory: dict[str, Tensor] = {}
+        self._compiled: Callable[[Tensor], Tensor] | None = None
 
     def freeze(self, parts: Sequence[str]) -> None:
         """Keep parts (`text_encoder`, ...) as they are: no gradients, and evaluation mode also in training."""
@@ -107,6 +126,16 @@ class DualEncoder(nn.Module):
         return self.clip_samples / self.sample_rate
 
     @property
+    def padding(self) -> Padding:
+        """How a sound shorter than a clip fills it."""
+        return self.audio_encoder.padding
+
+    @property
+    def fused(self) -> bool:
+        """Whether a sound longer than a clip is heard whole, by fusion, and not window by window."""
+        return getattr(self.audio_encoder, "fusion", None) is not None
+
+    @property
     def space(self) -> str:
         """The space embeddings live in: `prediction` (SLAP) or `projection`."""
         return "projection" if self.audio_predictor is None else "prediction"
@@ -120,27 +149,73 @@ class DualEncoder(nn.Module):
         """Clips to projections, not normalised: what objectives train."""
         return self.audio_projector(self.audio_encoder(wave))
 
+    def text_side(self) -> tuple[TextEncoder, nn.Module]:
+        """Text encoder and projector. Raises `WeightsError` for an audio encoder loaded alone, which has none."""
+        if self.text_encoder is None or self.text_projector is None:
+            raise WeightsError(
+                f"'{self.source}' has no text side: it is an audio encoder alone and embeds sounds only; load a "
+                "checkpoint that was trained with captions"
+            )
+        return self.text_encoder, self.text_projector
+
     def represent_text(self, captions: list[str]) -> Float[Tensor, "batch text_dim"]:
         """Captions to representations. A frozen text encoder sees each caption once: it will not change its mind."""
+        encoder, _ = self.text_side()
         if "text_encoder" not in self.frozen:
-            return self.text_encoder(self.text_encoder.tokenize(captions).to(self.device))
+            return encoder(encoder.tokenize(captions).to(self.device))
         return torch.stack([self._remembered(caption) for caption in captions])
 
     def project_text(self, captions: list[str]) -> Float[Tensor, "batch dim"]:
         """Captions to projections, not normalised: what objectives train."""
-        return self.text_projector(self.represent_text(captions))
+        return self.text_side()[1](self.represent_text(captions))
 
-    def encode_clips(self, wave: Float[Tensor, "clips samples"]) -> Float[Tensor, "clips dim"]:
-        """L2-normalised float32 embeddings on CPU of clips `clip_samples` long at `sample_rate`."""
+    def clips(self, sound: Source, *, policy: Policy) -> Iterator[tuple[Window, Clip]]:
+        """The windows of a sound, each with what the audio encoder hears of it.
+
+        A fused model hears a longer sound in one window, as the mel views that its encoder fuses; of a file, all is in
+        memory for that moment.
+        """
+        path, rate = (sound, None) if isinstance(sound, Path) else sound
+        if self.fused and policy == "all":
+            wave = _resampled(path, rate, self.sample_rate)
+            if len(wave) >= self.clip_samples + self.audio_encoder.log_mel.hop:  # type: ignore[attr-defined]
+                with self._frozen():
+                    views = self.audio_encoder.views(torch.from_numpy(wave).to(self.device))  # type: ignore[attr-defined]
+                yield Window(0.0, len(wave) / self.sample_rate), views.cpu().numpy()
+                return
+            path, rate = wave[: self.clip_samples], self.sample_rate
+        yield from clips_of(
+            path,
+            sample_rate=rate,
+            clip_samples=self.clip_samples,
+            target_rate=self.sample_rate,
+            policy=policy,
+            padding=self.padding,
+        )
+
+    def encode_clips(
+        self, clips: Float[Tensor, "clips samples"] | Sequence[Clip], *, bulk: bool = False
+    ) -> Float[Tensor, "n dim"]:
+        """L2-normalised float32 embeddings on CPU of what `clips` yields: waves `clip_samples` long, or mel views.
+
+        `bulk` compiles the audio encoder first, where a compiler is there: worth it for a thousand clips.
+        """
+        waves = [index for index, clip in enumerate(clips) if clip.ndim == 1]
+        views = [index for index, clip in enumerate(clips) if clip.ndim == 3]
+        result = torch.zeros(len(clips), self.dim)
         with self._frozen():
-            x = self.project_audio(wave.to(self.device))
-            x = x if self.audio_predictor is None else self.audio_predictor(x)
-            return normalize(x.float(), dim=-1).cpu()
+            if waves:
+                forward = self._bulk_forward() if bulk else self.audio_encoder
+                result[waves] = self._embed(forward, clips if len(waves) == len(clips) else [clips[i] for i in waves])
+            if views:
+                result[views] = self._embed(self.audio_encoder.fuse, [clips[i] for i in views])  # type: ignore[attr-defined]
+        return result
 
     def encode_tokens(self, tokens: Tokens) -> Float[Tensor, "batch dim"]:
         """L2-normalised float32 embeddings on CPU of tokenised texts."""
+        encoder, projector = self.text_side()
         with self._frozen():
-            x = self.text_projector(self.text_encoder(tokens.to(self.device)))
+            x = projector(encoder(tokens.to(self.device)))
             x = x if self.text_predictor is None else self.text_predictor(x)
             return normalize(x.float(), dim=-1).cpu()
 
@@ -160,7 +235,7 @@ class DualEncoder(nn.Module):
             sample_rate: of arrays, Hz; any rate is resampled. Paths bring their own.
             windows: for sounds longer than a clip. `mean`: the mean of the normalised windows, normalised again;
                 `first`: the first window; `all`: one row per window, sound after sound, as `windows(seconds)` lays
-                them out.
+                them out. A fused model hears a longer sound as one window, but for `first`.
             batch_size: clips per forward pass.
             progress: show a bar on a terminal.
 
@@ -176,16 +251,15 @@ class DualEncoder(nn.Module):
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size}: must be 1 or more")
         listed: list[Any] = list(sounds) if isinstance(sounds, (list, tuple)) else [sounds]
-        rows: list[Tensor] = []
+        checked = [_checked(sound, sample_rate) for sound in listed]
+        policy: Policy = "first" if windows == "first" else "all"
+        rows = [torch.zeros(0, self.dim)]
         with bar("embedding sounds", total=len(listed), shown=progress) as advance:
-            totals = torch.zeros(len(listed), self.dim)
-            for owners, clips in _batches(self._clips(listed, sample_rate, windows, advance), batch_size):
-                vectors = self.encode_clips(clips)
-                rows.append(vectors)
-                totals.index_add_(0, torch.tensor(owners), vectors)
-        if windows == "all":
-            return torch.cat(rows) if rows else torch.zeros(0, self.dim)
-        return normalize(totals, dim=-1)
+            for vectors in embed_sounds(self, checked, batch_size=batch_size, policy=policy):
+                every = torch.from_numpy(vectors)
+                rows.append(every if windows == "all" else normalize(every.sum(dim=0, keepdim=True), dim=-1))
+                advance()
+        return torch.cat(rows)
 
     def encode_text(
         self, texts: str | Sequence[str], *, batch_size: int = 64, progress: bool = False
@@ -199,11 +273,12 @@ class DualEncoder(nn.Module):
             raise ValueError(f"a text must be a string, got {type(wrong).__name__}")
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size}: must be 1 or more")
+        encoder, _ = self.text_side()
         rows = [torch.zeros(0, self.dim)]
         with bar("embedding texts", total=len(listed), shown=progress) as advance:
             for start in range(0, len(listed), batch_size):
                 chunk = listed[start : start + batch_size]
-                rows.append(self.encode_tokens(self.text_encoder.tokenize(chunk)))
+                rows.append(self.encode_tokens(encoder.tokenize(chunk)))
                 advance(len(chunk))
         return torch.cat(rows)
 
@@ -215,6 +290,8 @@ class DualEncoder(nn.Module):
 
     def windows(self, seconds: float) -> list[Window]:
         """Start and end, in seconds, of the windows that a sound of `seconds` is embedded in."""
+        if self.fused:
+            return [Window(0.0, float(seconds))]
         return layout(seconds, clip_seconds=self.clip_seconds)
 
     def fingerprint(self) -> str:
@@ -233,17 +310,32 @@ class DualEncoder(nn.Module):
         target = Path(folder)
         (target / "text_encoder").mkdir(parents=True, exist_ok=True)
         (target / "config.json").unlink(missing_ok=True)
-        self.text_encoder.save_assets(target / "text_encoder")
+        if self.text_encoder is not None:
+            self.text_encoder.save_assets(target / "text_encoder")
         weights.write(self.state_dict(), target / "model.safetensors")
-        config = {"antiphon": _FORMAT, "space": self.space, **self.spec}
+        config = {"antiphon": _FORMAT, "space": self.space, "scale": self.scale, **self.spec}
         (target / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, folder: str | os.PathLike, *, device: str | torch.device = "cpu") -> "DualEncoder":
         """Read what `save` wrote. Raises `WeightsError` for what is no such folder or does not fit."""
         source = Path(folder)
-        model = cls(**build_parts(read_config(source), assets=source / "text_encoder"), source=str(source.resolve()))
-        weights.load_strict(model, weights.read(source / "model.safetensors"), source=str(source))
+        config = read_config(source)
+        parts = build_parts(config, assets=source / "text_encoder")
+        model = cls(**parts, source=str(source.resolve()), scale=config.get("scale"))
+        state = weights.read(source / "model.safetensors")
+        weights.check_finite(state, source=str(source))
+        weights.load_strict(model, state, source=str(source))
+        return model.to(device).eval()
+
+    @classmethod
+    def from_checkpoint(cls, found: Converted, *, source: str, device: str | torch.device = "cpu") -> "DualEncoder":
+        """Build what another system's checkpoint holds. Raises `WeightsError` for tensors that do not fit, listed."""
+        parts = build_parts(found.spec, assets=found.assets)
+        model = cls(**parts, source=source, scale=found.scale)
+        elsewhere = tuple(f"{part}." for part in found.elsewhere)
+        own = {key: value for key, value in model.state_dict().items() if elsewhere and key.startswith(elsewhere)}
+        weights.load_strict(model, {**own, **found.state}, source=source)
         return model.to(device).eval()
 
     @contextlib.contextmanager
@@ -261,54 +353,98 @@ class DualEncoder(nn.Module):
         finally:
             self.train(training)
 
+    def _embed(self, forward: Callable[[Tensor], Tensor], clips: Any) -> Float[Tensor, "n dim"]:
+        x = clips if isinstance(clips, Tensor) else torch.from_numpy(np.stack(clips))
+        x = self.audio_projector(forward(x.to(self.device)))
+        x = x if self.audio_predictor is None else self.audio_predictor(x)
+        return normalize(x.float(), dim=-1).cpu()
+
+    def _bulk_forward(self) -> Callable[[Tensor], Tensor]:
+        """The audio encoder, compiled at the first call; eager, with one warning, where that fails."""
+        if self._compiled is None:
+            compiled = torch.compile(self.audio_encoder)
+
+            def forward(wave: Tensor) -> Tensor:
+                try:
+                    return compiled(wave)
+                except Exception as error:  # of many kinds: no C++ compiler, no Triton, an operation that has no kernel
+                    cause = " ".join(str(error).split())[:200]
+                    warnings.warn(f"torch.compile failed ({cause}); going on without it", stacklevel=2)
+                    self._compiled = self.audio_encoder
+                    return self.audio_encoder(wave)
+
+            self._compiled = forward
+        return self._compiled
+
     def _remembered(self, caption: str) -> Float[Tensor, " text_dim"]:
         """The frozen text encoder's output for one caption, embedded alone and in float32: the same in any batch."""
         known = self._text_memory.get(caption)
         if known is None:
+            encoder, _ = self.text_side()
             with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-                known = self.text_encoder(self.text_encoder.tokenize([caption]).to(self.device))[0]
+                known = encoder(encoder.tokenize([caption]).to(self.device))[0]
             if len(self._text_memory) < _REMEMBERED:
                 self._text_memory[caption] = known
         return known
 
-    def _clips(
-        self, sounds: list[Any], sample_rate: int | None, windows: WindowPolicy, advance: Any
-    ) -> Iterator[tuple[int, np.ndarray]]:
-        """The clips of all sounds in order, each with the index of its sound; one window in memory at a time."""
-        for index, sound in enumerate(sounds):
-            is_path = isinstance(sound, (str, os.PathLike))
-            source = sound if is_path else sounds_io.check_wave(sound, sample_rate)
-            rate = None if is_path else sounds_io.check_rate(sample_rate)
-            policy: Literal["first", "all"] = "first" if windows == "first" else "all"
-            for _, clip in clips_of(
-                source,
-                sample_rate=rate,
-                clip_samples=self.clip_samples,
-                target_rate=self.sample_rate,
-                policy=policy,
-            ):
-                yield index, clip
-            advance()
-
 
 def load(
-    source: str | os.PathLike, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    source: str | os.PathLike,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    revision: str | None = None,
 ) -> DualEncoder:
-    """Load a model: a folder that `DualEncoder.save` wrote.
+    """Load a model: Antiphon's own, or any published checkpoint of the field.
+
+    What a file is, its keys and shapes tell, never its name: LAION-CLAP, transformers' ClapModel, msclap, Custom-CLAP,
+    MusCALL, SLAP, CLAP-MusicGen, and AudioSet encoders alone (PANN, HTS-AT, EfficientAT), which embed sounds only. No
+    pickle is executed. A model that embeds unlike captions alike is loaded with a warning that it looks broken.
 
     Args:
-        source: the folder.
+        source: a folder, a file (.pt, .pth, .ckpt, .safetensors), or a hub id (`owner/name`, `owner/name/file.pt`).
         device: where the towers run; embeddings always come back as float32 on CPU.
         dtype: of the towers' arithmetic (`torch.bfloat16` runs them under autocast); weights stay float32.
+        revision: branch, tag or commit of a hub id; a commit pins the files.
 
     Raises:
-        WeightsError: not a model, unknown options, or weights that do not fit, each listed.
+        WeightsError: no such model, no network, unknown keys, weights that do not fit, NaN, each said in one line.
     """
-    if not Path(source).exists():
-        raise WeightsError(f"no model at '{source}': give the folder that training or save() wrote")
-    model = DualEncoder.load(source, device=device)
+    path = checkpoints.locate(source, revision=revision)
+    if own := _own_folder(path):
+        model = DualEncoder.load(own, device=device)
+    else:
+        name = str(path.resolve()) if Path(source).exists() else os.fspath(source)
+        model = DualEncoder.from_checkpoint(checkpoints.recognise(checkpoints.read(path)), source=name, device=device)
     model.dtype = dtype
+    _check_text(model)
     return model
+
+
+def _own_folder(path: Path) -> Path | None:
+    """The folder, if `path` is one that `save` wrote or the weights in it."""
+    folder = path.parent if path.name == "model.safetensors" else path
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return folder if isinstance(config, dict) and "antiphon" in config else None
+
+
+def _check_text(model: DualEncoder) -> None:
+    """Warn of a text tower that gives unlike captions one embedding, if its tokenizer is on this machine."""
+    encoder = model.text_encoder
+    if encoder is None or not encoder.has_tokenizer():
+        return
+    x = model.encode_text(list(_UNLIKE))
+    among = x @ x.T
+    cosine = float((among.sum() - among.trace()) / (len(x) * (len(x) - 1)))
+    if cosine > _COLLAPSED:
+        warnings.warn(
+            f"'{model.source}' looks broken: ten unlike captions have a mean cosine of {cosine:.3f} (a sound model "
+            f"stays below {_COLLAPSED}); words will find nothing. Take another checkpoint",
+            stacklevel=3,
+        )
 
 
 def build_parts(spec: Mapping[str, Any], *, assets: Path | None = None) -> dict[str, Any]:
@@ -317,10 +453,12 @@ def build_parts(spec: Mapping[str, Any], *, assets: Path | None = None) -> dict[
     Projectors and predictors take the widths they connect; `assets` is the folder of a saved text encoder's files.
     """
     audio_encoder = _part("audio_encoder", spec["audio_encoder"])
-    text_encoder = _part("text_encoder", spec["text_encoder"], assets=assets)
     audio_projector = _part("projector", spec["audio_projector"], in_dim=audio_encoder.dim)
-    text_projector = _part("projector", spec["text_projector"], in_dim=text_encoder.dim)
-    if audio_projector.dim != text_projector.dim:
+    text_encoder = text_projector = None
+    if spec["text_encoder"]:
+        text_encoder = _part("text_encoder", spec["text_encoder"], assets=assets)
+        text_projector = _part("projector", spec["text_projector"], in_dim=text_encoder.dim)
+    if text_projector is not None and audio_projector.dim != text_projector.dim:
         raise WeightsError(
             f"the audio projector is {audio_projector.dim} wide and the text projector {text_projector.dim}: "
             "both must have one width; set the projectors' dim alike"
@@ -329,14 +467,16 @@ def build_parts(spec: Mapping[str, Any], *, assets: Path | None = None) -> dict[
         part: _part("predictor", spec[part], dim=audio_projector.dim) if spec.get(part) else None
         for part in ("audio_predictor", "text_predictor")
     }
-    return {
+    parts = {
         "audio_encoder": audio_encoder,
         "text_encoder": text_encoder,
         "audio_projector": audio_projector,
         "text_projector": text_projector,
         **predictors,
-        "spec": {part: dict(spec[part]) if spec.get(part) else None for part in _PARTS},
     }
+    # an encoder that asked the hub for its architecture says what it was told, so that no one has to ask again
+    told = {part: getattr(parts[part], "resolved", {}) for part in _PARTS}
+    return {**parts, "spec": {part: {**spec[part], **told[part]} if spec.get(part) else None for part in _PARTS}}
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -350,7 +490,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise WeightsError(f"cannot read '{path}': {error}") from error
     if not isinstance(config, dict) or config.get("antiphon") != _FORMAT:
         raise WeightsError(f"'{path}' is not a config of an Antiphon model (no \"antiphon\": {_FORMAT} in it)")
-    if missing := [part for part in _PARTS[:4] if not isinstance(config.get(part), dict)]:
+    wanted = _PARTS[:4] if config.get("text_encoder", 0) is not None else ("audio_encoder", "audio_projector")
+    if missing := [part for part in wanted if not isinstance(config.get(part), dict)]:
         raise WeightsError(f"'{path}' lacks {', '.join(missing)}")
     return config
 
@@ -361,17 +502,13 @@ def _part(kind: str, values: Mapping[str, Any], **extra: Any) -> Any:
     return options.build(kind, values["name"], rest, **{k: v for k, v in extra.items() if v is not None})
 
 
-def _batches(
-    clips: Iterator[tuple[int, np.ndarray]], batch_size: int
-) -> Iterator[tuple[list[int], Float[Tensor, "clips samples"]]]:
-    """Group clips of any sounds into full batches."""
-    owners: list[int] = []
-    held: list[np.ndarray] = []
-    for owner, clip in clips:
-        owners.append(owner)
-        held.append(clip)
-        if len(held) == batch_size:
-            yield owners, torch.from_numpy(np.stack(held))
-            owners, held = [], []
-    if held:
-        yield owners, torch.from_numpy(np.stack(held))
+def _checked(sound: Any, sample_rate: int | None) -> Source:
+    """A user's sound: a path, or an array that looks like no mistake."""
+    if isinstance(sound, (str, os.PathLike)):
+        return Path(sound)
+    return sounds_io.check_wave(sound, sample_rate), sounds_io.check_rate(sample_rate)
+
+
+def _resampled(sound: Path | np.ndarray, rate: int | None, target_rate: int) -> np.ndarray:
+    wave, own_rate = sounds_io.read(sound) if isinstance(sound, Path) else (sound, sounds_io.check_rate(rate))
+    return sounds_io.resample(wave, source_rate=own_rate, target_rate=target_rate)

@@ -162,7 +162,7 @@ def _model(config: dict[str, Any], choices: dict[str, str], train: Manifest) -> 
     """The model that the settings describe, its vocabulary learned from the training captions where it needs one."""
     spec = {part: {"name": choices[part], **_plain(config[part])} for part in _PARTS}
     model = DualEncoder(**build_parts(spec))
-    model.text_encoder.fit_tokenizer(train.captions())
+    model.text_side()[0].fit_tokenizer(train.captions())
     model.freeze(config["freeze"])
     return model
 

@@ -15,6 +15,12 @@ from jaxtyping import Float
 
 from antiphon.audio import opened, resample
 
+Padding = Literal["repeatpad", "repeat", "zeros"]
+"""How a sound shorter than a clip fills it: whole repeats then zeros, repeats to the last sample, or zeros alone."""
+
+Policy = Literal["first", "all"]
+"""Which windows of a longer sound are heard."""
+
 REMAINDER_SHARE = 0.05
 """A remainder shorter than this share of a clip is dropped: files of "10 s" sets are often 10.03 s long, and
 30 ms are not worth a second window, which would double their cost and count their last 10 s twice in a
@@ -51,11 +57,18 @@ def layout(seconds: float | int, *, clip_seconds: float | int) -> list[Window]:
     return windows
 
 
-def repeat_pad(wave: Float[np.ndarray, " n"], *, samples: int) -> Float[np.ndarray, " samples"]:
-    """Repeat a sound as often as it fits whole into `samples`, then zeros; cut a longer one. A new array."""
+def repeat_pad(
+    wave: Float[np.ndarray, " n"], *, samples: int, padding: Padding = "repeatpad"
+) -> Float[np.ndarray, " samples"]:
+    """Fill `samples` with a sound as `padding` says, by default whole repeats, then zeros; cut a longer one.
+
+    A new array.
+    """
     _check_lengths(wave, samples)
+    if padding == "repeat":
+        return np.tile(wave[:samples], -(-samples // len(wave)))[:samples]
     result = np.zeros(samples, wave.dtype)
-    whole = np.tile(wave[:samples], max(1, samples // len(wave)))
+    whole = np.tile(wave[:samples], max(1, samples // len(wave)) if padding == "repeatpad" else 1)
     result[: len(whole)] = whole
     return result
 
@@ -79,13 +92,14 @@ def clips_of(
     sample_rate: int | None = None,
     clip_samples: int,
     target_rate: int,
-    policy: Literal["first", "all"],
+    policy: Policy,
+    padding: Padding = "repeatpad",
 ) -> Iterator[tuple[Window, Float[np.ndarray, " clip_samples"]]]:
     """Each window of a sound with its clip: `clip_samples` float32 at `target_rate` Hz.
 
     `sound` is a path (its own rate holds) or a mono wave with its `sample_rate` in Hz. `policy="first"`
     gives the first window and decodes no more than it; `"all"` gives those of `layout`. Each window is cut
-    at the sound's rate, from frame `round(start_seconds * rate)`, resampled alone, then repeat-padded.
+    at the sound's rate, from frame `round(start_seconds * rate)`, resampled alone, then padded.
 
     A file is decoded once, front to back, with a few clips in memory, since seeks in MP3 are not exact. Its
     length is what decodes, not what its header says. Raises `AudioError` for a file, possibly after its
@@ -95,7 +109,7 @@ def clips_of(
         raise ValueError(f"policy='{policy}': 'first' or 'all'")
     if clip_samples < 1 or target_rate < 1:
         raise ValueError(f"clip_samples={clip_samples}, target_rate={target_rate}: both must be at least 1")
-    shape = _Shape(clip_samples, target_rate, first_only=policy == "first")
+    shape = _Shape(clip_samples, target_rate, first_only=policy == "first", padding=padding)
     if isinstance(sound, (str, os.PathLike)):
         return _clips_of_file(sound, shape)
     if sample_rate is None:
@@ -108,6 +122,7 @@ class _Shape(NamedTuple):
     clip_samples: int
     target_rate: int
     first_only: bool
+    padding: Padding
 
     @property
     def clip_seconds(self) -> float:
@@ -133,7 +148,7 @@ def _clips_of_blocks(blocks: Iterable[np.ndarray], rate: int, shape: _Shape) -> 
     def cut(window: Window) -> tuple[Window, np.ndarray]:
         start, end = (round(edge * rate) - held_from for edge in window)
         piece = resample(held[start : max(end, start + 1)], source_rate=rate, target_rate=shape.target_rate)
-        return window, repeat_pad(piece, samples=shape.clip_samples)
+        return window, repeat_pad(piece, samples=shape.clip_samples, padding=shape.padding)
 
     for block in blocks:
         held = np.concatenate([held, block]) if len(held) else block

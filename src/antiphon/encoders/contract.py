@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from antiphon.windows import Padding
+
 
 class Tokens(NamedTuple):
     """A batch of texts as token ids, padded to its longest text."""
@@ -30,9 +32,26 @@ class AudioEncoder(Protocol):
     dim: int  # width of the representation
     sample_rate: int  # Hz
     clip_samples: int  # length of the clip it was built for
+    padding: Padding  # how its weights were taught to hear shorter sounds
 
     def __call__(self, wave: Float[Tensor, "batch samples"]) -> Float[Tensor, "batch dim"]:
         """`wave` is mono in [-1, 1] at `sample_rate`, `clip_samples` long."""
+        ...
+
+
+@runtime_checkable
+class FusedAudioEncoder(AudioEncoder, Protocol):
+    """An encoder that hears a sound longer than a clip whole: one shrunk view of all of it and three local ones.
+
+    Called with a wave, as any encoder, it hears clips that are not longer.
+    """
+
+    def views(self, wave: Float[Tensor, " samples"]) -> Float[Tensor, "views frames mels"]:
+        """The mel views of one sound longer than a clip: the shrunk whole, then crops at fixed places."""
+        ...
+
+    def fuse(self, views: Float[Tensor, "batch views frames mels"]) -> Float[Tensor, "batch dim"]:
+        """One vector per longer sound."""
         ...
 
 
@@ -45,6 +64,10 @@ class TextEncoder(Protocol):
 
     def fit_tokenizer(self, captions: Iterable[str]) -> None:
         """Learn the vocabulary from the training captions, or do nothing where it came with the weights."""
+        ...
+
+    def has_tokenizer(self) -> bool:
+        """Whether `tokenize` works here and now, without a download."""
         ...
 
     def tokenize(self, texts: list[str]) -> Tokens:

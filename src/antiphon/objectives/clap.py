@@ -49,11 +49,9 @@ class CLAP(nn.Module):
 
     def embed(self, model: DualEncoder, batch: Batch) -> dict[str, Tensor]:
         """Projections of both sides, and the text representation where soft targets are made from it."""
+        _, projector = model.text_side()
         representation = model.represent_text(batch.captions)
-        projections = {
-            "audio": model.project_audio(batch.wave),
-            "text": model.text_projector(representation),
-        }
+        projections = {"audio": model.project_audio(batch.wave), "text": projector(representation)}
         return {**projections, "representation": representation.detach()} if self.soft_share else projections
 
     def loss(self, embeddings: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from antiphon.augment import gain, mix, spec_augment
 from antiphon.features import LogMel
+from antiphon.windows import Padding
 
 
 class Block(nn.Module):
@@ -43,6 +44,8 @@ class CNN(nn.Module):
     gain moves by up to `gain_decibels`, and SpecAugment stripes out up to a share `time_mask` of the frames and
     `mel_mask` bands, two stripes each.
     """
+
+    padding: Padding = "repeatpad"
 
     def __init__(
         self,

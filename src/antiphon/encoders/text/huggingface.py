@@ -2,26 +2,44 @@
 
 `model` is a hub id, a folder, or `package:NAME` / `package:NAME/FOLDER` for weights that an installed Python package
 carries (the `minilm` extra brings all-MiniLM-L6-v2 that way, so that a real text encoder works without a network).
-Pooling follows the model's own: sentence encoders take the masked mean, RoBERTa-style CLAPs the first token.
+
+Pooling follows whoever trained the weights:
+
+- `mean`: masked mean of the last states. Sentence encoders, T5, ModernBERT, BART. LAION-CLAP's BART takes the plain
+  mean over 77 positions, padding included; here padding never counts: a text's embedding depends on the text alone.
+- `first`: state of the first token. msclap 2022 (BERT), Custom-CLAP (RoBERTa).
+- `pooler`: tanh(dense(first state)), the layer BERT calls pooler. LAION-CLAP (RoBERTa, BERT). roberta-base ships no
+  such layer: it starts random and is learned, as LAION's was.
+- `last`: state of the last token. msclap 2023 and Custom-CLAP (GPT-2, with the suffix " <|endoftext|>"). They look for
+  it by counting ids that are not their pad, "!", so a caption with an exclamation mark moves it; here the mask says it.
+- `eot`: CLIP's text tower, normed state of its end token, before CLIP's projection.
+
+Of encoder-decoder models only the encoder is built (BART, T5 and its relatives): no parameter is without a gradient.
+Key names are those of transformers' own classes; BART's lack the `encoder.` before them.
+
+msclap passes texts over 77 tokens whole (its tokenizer call pads to 77 and names no truncation, so transformers 4 does
+not cut); Custom-CLAP cuts at 77, suffix and all. Here `max_length` cuts like the latter; set it to 1024 for the former.
 """
 
 import contextlib
-import importlib.util
 import inspect
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from antiphon.encoders.contract import Tokens
-from antiphon.errors import MissingExtraError, OptionError, WeightsError
-from antiphon.text import split_compounds, word_ranks
+from antiphon.encoders.text.tokenizers import PACKAGE, PretrainedTokenizer, locate
+from antiphon.errors import OptionError, WeightsError
+from antiphon.text import split_compounds as split
+from antiphon.text import word_ranks
 
-Pooling = Literal["mean", "first"]
-_POOLINGS = ("mean", "first")
-_PACKAGE = "package:"
+Pooling = Literal["mean", "first", "pooler", "last", "eot"]
+_POOLINGS = ("mean", "first", "pooler", "last", "eot")
+_SHORTEST = 2  # tokens: BERT's two marks
 
 
 def masked_mean(
@@ -30,6 +48,13 @@ def masked_mean(
     """Mean over real tokens."""
     weight = mask.unsqueeze(-1).to(states.dtype)
     return (states * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
+
+
+def last_real(
+    states: Float[Tensor, "batch length dim"], *, mask: Bool[Tensor, "batch length"]
+) -> Float[Tensor, "batch dim"]:
+    """The state of each text's last real token; texts are padded on the right."""
+    return states[torch.arange(len(states), device=states.device), mask.sum(dim=1) - 1]
 
 
 class HuggingFaceText(nn.Module):
@@ -42,94 +67,213 @@ class HuggingFaceText(nn.Module):
         pooling: Pooling = "mean",
         max_length: int = 77,
         split_compounds: bool = False,
+        suffix: str = "",
+        architecture: dict[str, Any] | None = None,
         assets: Path | None = None,
     ) -> None:
-        """Read tokenizer and weights, or build from a saved model's files.
+        """Read tokenizer and weights, or build with random weights what a checkpoint will fill.
 
-        `split_compounds`: read `metalrumble` as `metal rumble` (captions that are file names; `text.split_compounds`).
-        `assets`: the folder `save_assets` wrote; then only the architecture is built, without weights or network.
+        Args:
+            model: where weights and tokenizer come from; with `architecture` or `assets`, only the tokenizer, and only
+                if `assets` has none.
+            pooling: see the top of this file.
+            max_length: tokens a text is cut to; at most the positions that the model has.
+            split_compounds: read `metalrumble` as `metal rumble` (captions that are file names).
+            suffix: put after each text before it is tokenised.
+            architecture: `model_type` and the other values of its transformers config, plain: the model is built from
+                them without weights or network, and the tokenizer is sought at the first text. Only classes that
+                transformers itself has are built; what names other code is left out.
+            assets: the folder that `save_assets` wrote, read likewise: its config.json is the architecture where that
+                is not given.
+
+        Raises:
+            OptionError: values that do not exist or do not go together.
+            WeightsError: weights, tokenizer or architecture that cannot be read exactly.
         """
         super().__init__()
         if pooling not in _POOLINGS:
             raise OptionError(f"unknown pooling '{pooling}'; there are: {', '.join(_POOLINGS)}")
-        self.pooling, self.max_length = pooling, max_length
-        self.tokenizer, self.model = _build(assets) if assets else _pretrained(model)
+        self.pooling, self.max_length, self.suffix, self.split_compounds = pooling, max_length, suffix, split_compounds
+        if architecture is None and assets is None:
+            self.model = _pretrained(model, pooling)
+        else:
+            values = _read_values(str(assets)) if architecture is None else architecture
+            self.model = _build(_config(values, source=str(assets or model)), pooling)
         self.dim: int = self.model.config.hidden_size
-        self._ranks = word_ranks(self.tokenizer.get_vocab()) if split_compounds else None
+        self.tokenizer = PretrainedTokenizer(model=model, assets=assets, config=self.model.config)
+        self._ranks: dict[str, int] | None = None
+        _check_length(max_length, positions=_positions(self.model), model=model)
+        if architecture is None and assets is None:
+            self.tokenizer.get()
 
     def fit_tokenizer(self, captions: Iterable[str]) -> None:
         """Nothing to learn: the vocabulary came with the weights."""
 
+    def has_tokenizer(self) -> bool:
+        """Whether the tokenizer's files are on this machine."""
+        return self.tokenizer.is_here()
+
     def tokenize(self, texts: list[str]) -> Tokens:
-        """Token ids padded to the longest text."""
-        if self._ranks is not None:
-            texts = [split_compounds(text, ranks=self._ranks) for text in texts]
-        batch = self.tokenizer(texts, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt")
-        return Tokens(ids=batch["input_ids"], mask=batch["attention_mask"].bool())
+        """Token ids padded to the longest text. Raises `WeightsError` if the tokenizer cannot be had."""
+        if self.split_compounds:
+            if self._ranks is None:
+                self._ranks = word_ranks(self.tokenizer.get().get_vocab())
+            texts = [split(text, ranks=self._ranks) for text in texts]
+        return self.tokenizer.encode([text + self.suffix for text in texts], max_length=self.max_length)
 
     def forward(self, tokens: Tokens) -> Float[Tensor, "batch dim"]:
         """One vector per text."""
-        states = self.model(input_ids=tokens.ids, attention_mask=tokens.mask.long()).last_hidden_state
-        return masked_mean(states, mask=tokens.mask) if self.pooling == "mean" else states[:, 0]
+        if len(tokens.ids) == 0:
+            return next(self.parameters()).new_zeros(0, self.dim)
+        output = self.model(input_ids=tokens.ids, attention_mask=tokens.mask.long())
+        if self.pooling in ("pooler", "eot"):
+            return output.pooler_output
+        states = output.last_hidden_state
+        if self.pooling == "first":
+            return states[:, 0]
+        return (masked_mean if self.pooling == "mean" else last_real)(states, mask=tokens.mask)
 
     def save_assets(self, folder: Path) -> None:
-        """Tokenizer files and the architecture's own config."""
-        self.tokenizer.save_pretrained(folder)
+        """The architecture's own config, and the tokenizer's files if they are on this machine."""
         self.model.config.save_pretrained(folder)
+        self.tokenizer.save(folder)
 
 
-def _pretrained(name: str) -> tuple[Any, Any]:
-    """Tokenizer and weights from a package, a folder or the hub."""
-    from transformers import AutoConfig, AutoModel, AutoTokenizer
-
-    source = _package_folder(name) if name.startswith(_PACKAGE) else name
+def _pretrained(name: str, pooling: Pooling) -> Any:
+    """The model with its weights, from a package, a folder or the hub."""
+    source = locate(name)
+    config = _config(_read_values(source, name=name), source=name)
+    cls = _model_class(config)
     try:
-        config = AutoConfig.from_pretrained(source)
         with _quiet_loading():
-            model = AutoModel.from_pretrained(source, **_without_pooler(config))
-        return AutoTokenizer.from_pretrained(source), model
-    except (OSError, ValueError) as error:
-        cause = " ".join(str(error).split())
+            model, info = cls.from_pretrained(
+                source, config=config, dtype=torch.float32, output_loading_info=True, **_pooler(cls, config, pooling)
+            )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise _unreadable(name, error) from error
+    # no published roberta-base has a pooler; every other missing weight would be random in silence
+    if missing := sorted(key for key in info["missing_keys"] if not key.startswith("pooler.")):
+        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
         raise WeightsError(
-            f"cannot read text encoder '{name}': {cause[:300]}. Give a transformers hub id, a folder with config.json, "
-            f"model.safetensors and the tokenizer, or '{_PACKAGE}NAME'"
-        ) from error
+            f"text encoder '{name}' has no weights for {', '.join(missing[:5])}{more}: not a {cls.__name__}"
+        )
+    return model.get_encoder() if config.model_type == "bart" else model
 
 
-def _build(assets: Path) -> tuple[Any, Any]:
-    """Tokenizer and an uninitialised model from a folder that `save_assets` wrote."""
-    from transformers import AutoConfig, AutoModel, AutoTokenizer
+def _build(config: Any, pooling: Pooling) -> Any:
+    """The model with random weights."""
+    cls = _model_class(config)
+    if config.model_type == "bart":
+        from transformers.models.bart.modeling_bart import BartEncoder
+
+        cls = BartEncoder
+    with _quiet_loading():
+        return cls(config, **_pooler(cls, config, pooling))
+
+
+def _read_values(source: str, *, name: str | None = None) -> dict[str, Any]:
+    """What config.json of a folder or a hub id holds."""
+    from transformers import PreTrainedConfig
 
     try:
-        config = AutoConfig.from_pretrained(assets, local_files_only=True)
-        tokenizer = AutoTokenizer.from_pretrained(assets, local_files_only=True)
+        values, _ = PreTrainedConfig.get_config_dict(source)
     except (OSError, ValueError) as error:
+        raise _unreadable(name or source, error) from error
+    return values
+
+
+def _config(values: Mapping[str, Any], *, source: str) -> Any:
+    """The transformers config of a text tower from plain values."""
+    from transformers import CONFIG_MAPPING
+
+    plain = _plain(values)
+    kind = plain.pop("model_type", None)
+    if kind not in CONFIG_MAPPING:
         raise WeightsError(
-            f"cannot read the tokenizer saved in {assets}: {' '.join(str(error).split())[:300]}"
+            f"the architecture of text encoder '{source}' has model_type {kind!r}: it must be one that transformers "
+            "itself has, such as roberta, bert, gpt2, t5, bart, modernbert, clip_text_model"
+        )
+    try:
+        with _quiet_loading():
+            config = CONFIG_MAPPING[kind].from_dict(plain)
+    except Exception as error:  # each config class checks its values in its own way
+        raise WeightsError(
+            f"the architecture of text encoder '{source}' is no {kind}: {' '.join(str(error).split())[:300]}"
         ) from error
-    return tokenizer, AutoModel.from_config(config, **_without_pooler(config))
+    config = config.text_config if kind == "clip" else config
+    if hasattr(config, "use_cache"):
+        config.use_cache = False  # keys and values are kept for generating, and nothing is generated here
+    return config
 
 
-def _without_pooler(config: Any) -> dict[str, bool]:
-    """Leave out BERT-like pooler layers: neither pooling here uses them, so they would only be dead parameters."""
-    from transformers import MODEL_MAPPING
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Sizes and settings without what names code: remote classes, attention kernels of the hub, quantisers."""
+    return {
+        key: _plain(value) if isinstance(value, Mapping) else value
+        for key, value in values.items()
+        if not key.startswith("_") and not key.endswith("_implementation")
+        if key not in ("auto_map", "quantization_config")
+    }
 
-    cls = MODEL_MAPPING[type(config)]
-    return {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(cls.__init__).parameters else {}
+
+def _model_class(config: Any) -> Any:
+    """The class of transformers that reads texts under this config: the encoder alone of encoder-decoders."""
+    from transformers import MODEL_FOR_TEXT_ENCODING_MAPPING, MODEL_MAPPING, BartModel
+
+    if config.model_type == "bart":
+        return BartModel
+    if type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING:
+        return MODEL_FOR_TEXT_ENCODING_MAPPING[type(config)]
+    if getattr(config, "is_encoder_decoder", False) or type(config) not in MODEL_MAPPING or not _reads_text(config):
+        raise OptionError(
+            f"model_type '{config.model_type}' is no text encoder that is known here: BERT's and GPT's kin, CLIP's "
+            "text tower, and the encoders of t5, mt5, umt5 and bart are"
+        )
+    return MODEL_MAPPING[type(config)]
 
 
-def _package_folder(name: str) -> str:
-    """The folder inside an installed package that holds the weights, found without importing the package."""
-    package, _, inner = name.removeprefix(_PACKAGE).partition("/")
-    spec = importlib.util.find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        raise MissingExtraError("minilm", f"text encoder '{name}'")
-    return str(Path(next(iter(spec.submodule_search_locations))) / inner)
+def _reads_text(config: Any) -> bool:
+    return isinstance(getattr(config, "vocab_size", None), int) and isinstance(
+        getattr(config, "hidden_size", None), int
+    )
+
+
+def _pooler(cls: Any, config: Any, pooling: Pooling) -> dict[str, bool]:
+    """Build BERT's pooler only where it is used: elsewhere it would only be dead parameters."""
+    has_pooler = "add_pooling_layer" in inspect.signature(cls.__init__).parameters
+    if pooling == "pooler" and not has_pooler:
+        raise OptionError(
+            f"pooling 'pooler' needs BERT's pooler, which '{config.model_type}' has not; take first or mean"
+        )
+    if pooling == "eot" and config.model_type != "clip_text_model":
+        raise OptionError(f"pooling 'eot' is CLIP's; for '{config.model_type}' take last or mean")
+    return {"add_pooling_layer": pooling == "pooler"} if has_pooler else {}
+
+
+def _positions(model: Any) -> int | None:
+    """Tokens that the model can tell apart by place; None: any number. RoBERTa's first two places are never used."""
+    table = getattr(getattr(model, "embeddings", None), "position_embeddings", None)
+    padding: int | None = getattr(table, "padding_idx", None)
+    rows: int | None = getattr(model.config, "max_position_embeddings", None)
+    return rows if rows is None or padding is None else rows - padding - 1
+
+
+def _check_length(max_length: int, *, positions: int | None, model: str) -> None:
+    if max_length < _SHORTEST or (positions is not None and max_length > positions):
+        most = f"{_SHORTEST} to {positions}" if positions else f"{_SHORTEST} or more"
+        raise OptionError(f"max_length={max_length}: text encoder '{model}' reads {most} tokens")
+
+
+def _unreadable(name: str, error: Exception) -> WeightsError:
+    return WeightsError(
+        f"cannot read text encoder '{name}': {' '.join(str(error).split())[:300]}. Give a transformers hub id, a "
+        f"folder with config.json, model.safetensors and the tokenizer, or '{PACKAGE}NAME'"
+    )
 
 
 @contextlib.contextmanager
 def _quiet_loading() -> Iterator[None]:
-    """Switch off transformers' loading bar and its report of the pooler that is left out on purpose."""
+    """Switch off transformers' loading bar and its reports of what is left out on purpose."""
     from transformers.utils import logging
 
     before = logging.get_verbosity()

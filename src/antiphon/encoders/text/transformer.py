@@ -68,6 +68,10 @@ class TextTransformer(nn.Module):
         if self.tokenizer is None:
             self.tokenizer = train_bpe(captions, vocab_size=self.vocab_size)
 
+    def has_tokenizer(self) -> bool:
+        """Whether a vocabulary was learned or read."""
+        return self.tokenizer is not None
+
     def tokenize(self, texts: list[str]) -> Tokens:
         """Token ids padded to the longest text with id 0."""
         if self.tokenizer is None:
