@@ -5,6 +5,7 @@ Each command imports what it needs when it runs, so that `antiphon --help` does 
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -47,7 +48,7 @@ def train(overrides: Annotated[list[str] | None, typer.Argument(help="Settings, 
 
 @app.command()
 def evaluate(
-    model: Annotated[str, typer.Argument(help="A saved model's folder.")],
+    model: Annotated[str, typer.Argument(help="A saved model, a published checkpoint, or a hub id.")],
     data: Annotated[str, typer.Option(help="A manifest: CSV, JSON, JSONL or Parquet.")],
     task: Annotated[str, typer.Option(help="retrieval or modality-gap.")] = "retrieval",
     split: Annotated[str, typer.Option(help="The split to evaluate on.")] = "test",
@@ -71,7 +72,7 @@ def evaluate(
 def index(
     folder: Annotated[Path, typer.Argument(help="The folder of sounds.")],
     library: Annotated[Path, typer.Option(help="The library's folder; made if it isn't there.")],
-    model: Annotated[str, typer.Option(help="A saved model's folder.")],
+    model: Annotated[str, typer.Option(help="A saved model, a published checkpoint, or a hub id.")],
     prune: Annotated[bool, typer.Option("--prune", help="Drop files that are gone.")] = False,
 ) -> None:
     """Embed the sounds of a folder into a library. Unchanged files are skipped; a killed run goes on."""
@@ -117,6 +118,56 @@ def search(
         return
     rows = [(f"{hit.score:.3f}", f"{hit.start_seconds:.1f}-{hit.end_seconds:.1f} s", str(hit.path)) for hit in hits]
     _print_table(("score", "window", "file"), rows)
+
+
+@app.command()
+def inspect(
+    model: Annotated[str, typer.Argument(help="A checkpoint file, a folder, or a hub id.")],
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Say what a checkpoint is, how large, and what loading it leaves out. Nothing in it is executed."""
+    from dataclasses import asdict
+
+    from antiphon.model import inspect as look
+
+    report = look(model, revision=revision)
+    if as_json:
+        print(json.dumps(asdict(report), indent=2))
+        return
+    print(report.kind)
+    sizes = f"{report.parameters / 1e6:.1f} M parameters, {_mebibytes(report.bytes_kept)} as Antiphon saves it"
+    print(f"{', '.join(report.files)}: {_mebibytes(report.bytes_on_disk)}; {sizes}\n")
+    parts = [(part, _values(values)) for part, values in report.spec.items() if values]
+    _print_table(("part", "option and values"), parts)
+    reasons = Counter(report.dropped.values())
+    if reasons:
+        print()
+        examples = {why: next(key for key, own in report.dropped.items() if own == why) for why in reasons}
+        rows = [(str(count), examples[why], why) for why, count in reasons.most_common()]
+        _print_table(("dropped", "for example", "why"), rows)
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="A checkpoint file, a folder, or a hub id.")],
+    out: Annotated[Path, typer.Option(help="The new folder.")],
+    to: Annotated[str, typer.Option(help="huggingface (a transformers ClapModel) or antiphon (lean safetensors).")],
+) -> None:
+    """Write a model in another form: antiphon export MODEL --to huggingface --out FOLDER"""
+    from antiphon.errors import OptionError
+    from antiphon.export import to_huggingface
+    from antiphon.model import load
+    from antiphon.progress import say
+
+    if to not in ("huggingface", "antiphon"):
+        raise OptionError(f"--to {to}: must be huggingface or antiphon")
+    loaded = load(model)
+    if to == "antiphon":
+        loaded.save(out)
+    elif not to_huggingface(loaded, out):
+        say("the tokenizer cannot be had here: put its files into the folder before words are embedded from it")
+    print(out)
 
 
 @app.command()
@@ -186,6 +237,16 @@ def _print_retrieval(result: Mapping[str, Any]) -> None:
         f"{result['n_audio']} sounds, {result['n_text']} texts, space: {result['space']}, "
         f"windows: {result['windows']}, data {result['data'][:12]}"
     )
+
+
+def _mebibytes(size: int) -> str:
+    return f"{size / 2**20:,.1f} MiB"
+
+
+def _values(values: Mapping[str, Any]) -> str:
+    """An option and its values on one line; an architecture's own values are left to --json."""
+    shown = {key: value for key, value in values.items() if key not in ("name", "architecture") and value is not None}
+    return " ".join([str(values["name"]), *(f"{key}={value}" for key, value in shown.items())])
 
 
 def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -79,7 +79,13 @@ class DualEncoder(nn.Module):
         source: str | None = None,
         scale: float | None = None,
     ) -> None:
-        """`scale`: 1 / temperature of the similarities that it was trained with, where that is known."""
+        """Put the parts together.
+
+        `scale`: 1 / temperature of the similarities that it was trained with, where that is known. The attribute
+        `compiles` says whether bulk work (a thousand sounds or more) runs the audio encoder through `torch.compile`:
+        True, False, or None for where it pays, which is on an accelerator (on a CPU matrix products are nine tenths of
+        the time either way, `benchmarks/encode.py`).
+        """
         super().__init__()
         self.audio_encoder, self.text_encoder = audio_encoder, text_encoder
         self.audio_projector, self.text_projector = audio_projector, text_projector
@@ -89,6 +95,7 @@ class DualEncoder(nn.Module):
         self.dtype = torch.float32
         self._text_memory: dict[str, Tensor] = {}
         self._compiled: Callable[[Tensor], Tensor] | None = None
+        self.compiles: bool | None = None
 
     def freeze(self, parts: Sequence[str]) -> None:
         """Keep parts (`text_encoder`, ...) as they are: no gradients, and evaluation mode also in training."""
@@ -179,7 +186,7 @@ class DualEncoder(nn.Module):
         if self.fused and policy == "all":
             wave = _resampled(path, rate, self.sample_rate)
             if len(wave) >= self.clip_samples + self.audio_encoder.log_mel.hop:  # type: ignore[attr-defined]
-                with self._frozen():
+                with torch.no_grad():  # not `_frozen`: this runs in reader threads, and the front end has no mode
                     views = self.audio_encoder.views(torch.from_numpy(wave).to(self.device))  # type: ignore[attr-defined]
                 yield Window(0.0, len(wave) / self.sample_rate), views.cpu().numpy()
                 return
@@ -198,7 +205,7 @@ class DualEncoder(nn.Module):
     ) -> Float[Tensor, "n dim"]:
         """L2-normalised float32 embeddings on CPU of what `clips` yields: waves `clip_samples` long, or mel views.
 
-        `bulk` compiles the audio encoder first, where a compiler is there: worth it for a thousand clips.
+        `bulk` compiles the audio encoder first where that pays, see `compiles`.
         """
         waves = [index for index, clip in enumerate(clips) if clip.ndim == 1]
         views = [index for index, clip in enumerate(clips) if clip.ndim == 3]
@@ -338,6 +345,23 @@ class DualEncoder(nn.Module):
         weights.load_strict(model, {**own, **found.state}, source=source)
         return model.to(device).eval()
 
+    def fill(self, part: str, source: str | os.PathLike) -> None:
+        """Start one part (`audio_encoder`, ...) from the same part of any checkpoint that `load` reads.
+
+        Its settings stay this model's: an AudioSet encoder of 32 kHz may start one of 48 kHz, as LAION's does. Raises
+        `WeightsError` for tensors that do not fit.
+        """
+        if part not in _PARTS or getattr(self, part) is None:
+            there = [name for name in _PARTS if getattr(self, name) is not None]
+            raise WeightsError(f"init of '{part}': this model has {', '.join(there)}")
+        path = checkpoints.locate(source)
+        own = _own_folder(path)
+        state = weights.read(own / "model.safetensors") if own else checkpoints.recognise(checkpoints.read(path)).state
+        found = {key.removeprefix(f"{part}."): value for key, value in state.items() if key.startswith(f"{part}.")}
+        if not found:
+            raise WeightsError(f"'{source}' has no {part}: give a checkpoint that has one")
+        weights.load_strict(getattr(self, part), found, source=f"{source} ({part})")
+
     @contextlib.contextmanager
     def _frozen(self) -> Iterator[None]:
         """Evaluation mode without gradients; puts the mode back."""
@@ -361,6 +385,8 @@ class DualEncoder(nn.Module):
 
     def _bulk_forward(self) -> Callable[[Tensor], Tensor]:
         """The audio encoder, compiled at the first call; eager, with one warning, where that fails."""
+        if not (self.device.type != "cpu" if self.compiles is None else self.compiles):
+            return self.audio_encoder
         if self._compiled is None:
             compiled = torch.compile(self.audio_encoder)
 
@@ -419,6 +445,20 @@ def load(
     model.dtype = dtype
     _check_text(model)
     return model
+
+
+def inspect(source: str | os.PathLike, *, revision: str | None = None) -> checkpoints.Report:
+    """What a checkpoint is, its size, and what loading it leaves out; reads it, but builds no model.
+
+    Raises `WeightsError` as `load` does for what cannot be read or is of no known kind.
+    """
+    path = checkpoints.locate(source, revision=revision)
+    own = _own_folder(path)
+    if own is None:
+        return checkpoints.inspect(path)
+    config, file = read_config(own), own / "model.safetensors"
+    state = weights.read(file)
+    return checkpoints.report(f"Antiphon, embeds in {config['space']}s", [file], state, spec=config, dropped={})
 
 
 def _own_folder(path: Path) -> Path | None:

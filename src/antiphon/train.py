@@ -163,6 +163,8 @@ def _model(config: dict[str, Any], choices: dict[str, str], train: Manifest) -> 
     spec = {part: {"name": choices[part], **_plain(config[part])} for part in _PARTS}
     model = DualEncoder(**build_parts(spec))
     model.text_side()[0].fit_tokenizer(train.captions())
+    for part, source in config["init"].items():
+        model.fill(part, source)
     model.freeze(config["freeze"])
     return model
 

@@ -4,12 +4,15 @@ One file beside this one per system. Each tells from keys and shapes whether a s
 translates it (`convert`). Nothing here builds a model; `antiphon.model.load` does, from what comes out.
 """
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor
+
+from antiphon.errors import AntiphonError, OptionError, WeightsError
 
 Spec = dict[str, dict[str, Any] | None]  # kind of part -> {"name": option, **values}; None: the model has no such part
 
@@ -66,3 +69,28 @@ def prefixed(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 def under(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The same tensors with `prefix` before their names."""
     return {prefix + key: tensor for key, tensor in state.items()}
+
+
+@contextlib.contextmanager
+def fitting(source: str) -> Iterator[None]:
+    """Say in one line, with its name, that a checkpoint's settings and tensors contradict each other.
+
+    What they contradict in, code finds that was not written for it: encoders' constructors (`OptionError`), torch and
+    transformers (anything).
+    """
+    try:
+        yield
+    except OptionError as error:  # nobody chose an option here: the file did
+        raise WeightsError(f"'{source}': {one_line(error)}") from error
+    except (AntiphonError, MemoryError):
+        raise
+    except Exception as error:
+        raise WeightsError(
+            f"the settings and tensors in '{source}' do not go together ({type(error).__name__}: {one_line(error)}): "
+            "take the published files as they are"
+        ) from error
+
+
+def one_line(error: BaseException) -> str:
+    """An exception's text without line breaks, not too long."""
+    return " ".join(str(error).split())[:300]

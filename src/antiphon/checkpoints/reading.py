@@ -4,8 +4,8 @@ Which system wrote a checkpoint is told from keys and shapes (and a folder's con
 """
 
 import json
-import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -122,17 +122,22 @@ def recognise(raw: Raw) -> Converted:
 
 def inspect(path: Path) -> Report:
     """What a checkpoint is, how large, and what would be left out; nothing is built."""
-    raw = read(path)
-    converted = recognise(raw)
-    files = weight_files(path)
+    found = recognise(read(path))
+    return report(found.kind, weight_files(path), found.state, spec=found.spec, dropped=found.dropped)
+
+
+def report(
+    kind: str, files: list[Path], state: Mapping[str, Tensor], *, spec: Mapping[str, Any], dropped: dict[str, str]
+) -> Report:
+    """Count what is on disk and what a model would keep."""
     return Report(
-        kind=converted.kind,
+        kind=kind,
         files=[file.name for file in files],
         bytes_on_disk=sum(file.stat().st_size for file in files),
-        bytes_kept=sum(_bytes(tensor) for tensor in converted.state.values()),
-        parameters=sum(math.prod(t.shape) for t in converted.state.values() if t.is_floating_point()),
-        dropped=converted.dropped,
-        spec=converted.spec,
+        bytes_kept=sum(_bytes(tensor) for tensor in state.values()),
+        parameters=sum(tensor.numel() for tensor in state.values() if tensor.is_floating_point()),
+        dropped=dropped,
+        spec={part: values for part, values in spec.items() if isinstance(values, dict)},
     )
 
 

@@ -113,11 +113,13 @@ def convert(raw: Raw) -> Converted:
     activation = config.get("projection_hidden_act", "relu")
     if activation not in ("relu", "gelu"):
         raise _misfit(source, "projection_hidden_act", activation, "relu or gelu")
+    heads = {side: projector(state, side, activation, source=source) for side in ("audio", "text")}
+    _agree(source, "projection_dim", config.get("projection_dim", heads["audio"]["dim"]), heads["audio"]["dim"])
     spec: Spec = {
         "audio_encoder": shapes | _audio_values(raw, _section(config, "audio_config") or {}, shapes),
         "text_encoder": _text_values(_section(config, "text_config") or {}, text, source),
-        "audio_projector": projector(state, "audio", activation, source=source),
-        "text_projector": projector(state, "text", activation, source=source),
+        "audio_projector": heads["audio"],
+        "text_projector": heads["text"],
         "audio_predictor": None,
         "text_predictor": None,
     }

@@ -181,14 +181,17 @@ def write(state: Mapping[str, Tensor], path: Path) -> None:
             os.fsync(file.fileno())
         os.replace(part, path)
     except (OSError, SafetensorError) as error:
-        full = getattr(error, "errno", None) in _NO_SPACE or any(
-            f"os error {code})" in str(error) for code in _NO_SPACE
-        )
-        advice = "Free some space" if full else "Check that the folder exists and can be written"
-        raise WeightsError(f"cannot write weights '{path}': {_one_line(error)}. {advice} and run again") from error
+        raise cannot_write(f"weights '{path}'", error) from error
     finally:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
+
+
+def cannot_write(what: str, error: Exception) -> WeightsError:
+    """The error for `what` that could not be written: why, and what to do, in one line."""
+    full = getattr(error, "errno", None) in _NO_SPACE or any(f"os error {code})" in str(error) for code in _NO_SPACE)
+    advice = "Free some space" if full else "Check that the folder exists and can be written"
+    return WeightsError(f"cannot write {what}: {_one_line(error)}. {advice} and run again")
 
 
 def load_strict(module: nn.Module, state: Mapping[str, Tensor], *, source: str) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from antiphon.encoders.contract import Tokens
+from antiphon.encoders.weights import cannot_write
 from antiphon.errors import AntiphonError, MissingExtraError, WeightsError
 
 PACKAGE = "package:"
@@ -90,9 +91,15 @@ class PretrainedTokenizer:
         )
 
     def save(self, folder: Path) -> None:
-        """Write the tokenizer's files, if it is on this machine; if not, whoever reads `folder` asks for it again."""
+        """Write the tokenizer's files, if it is on this machine; if not, whoever reads `folder` asks for it again.
+
+        Raises `WeightsError` where `folder` cannot be written or is full.
+        """
         if self.is_here():
-            self.get().save_pretrained(folder)
+            try:
+                self.get().save_pretrained(folder)
+            except Exception as error:  # the tokenizers library raises bare Exceptions
+                raise cannot_write(f"the tokenizer to '{folder}'", error) from error
 
     def _read(self, *, download: bool) -> Any:
         from transformers import AutoTokenizer
