@@ -411,7 +411,7 @@ def _stages(
     checkpointing: bool,
 ) -> nn.ModuleList:
     """Stages of doubling width and halving side; a stage no larger than a window is one window, never shifted."""
-    chances = iter(torch.linspace(0, drop_path, sum(depths)).tolist())
+    chances = iter(drop_path * number / max(sum(depths) - 1, 1) for number in range(sum(depths)))
     stages = []
     for level, (depth, n_heads) in enumerate(zip(depths, heads, strict=True)):
         dim, here = width * 2**level, side // 2**level
@@ -466,7 +466,7 @@ def _window_order(side: int, window: int) -> Int[Tensor, " tokens"]:
 
 def _patch_table(spec_size: int, n_mels: int, patch: int) -> Int[Tensor, "tokens pixels"]:
     """For each patch in raster order, where its pixels lie in the flattened `[frames mels]`."""
-    row, column = torch.meshgrid(torch.arange(spec_size), torch.arange(spec_size), indexing="ij")
+    row, column = _raster(spec_size) // spec_size, _raster(spec_size) % spec_size
     index = ((row // n_mels) * spec_size + column) * n_mels + row % n_mels
     patches = index.unflatten(1, (-1, patch)).unflatten(0, (-1, patch)).transpose(1, 2)
     return patches.flatten(2).flatten(0, 1)
@@ -477,7 +477,7 @@ def _shift_tables(side: int, window: int, shift: int) -> tuple[Tensor, Tensor, T
     order = _window_order(side, window)
     position = order.argsort()  # raster number -> place in window order
     to_shifted = position[_partition(_raster(side).roll((-shift, -shift), (0, 1)), window)]
-    edge = torch.arange(side)
+    edge = torch.arange(side, device="cpu")
     region = (edge >= side - window).long() + (edge >= side - shift).long()  # 0, 1, 2 along one axis
     regions = _partition(3 * region[:, None] + region, window).view(-1, window * window)
     barred = regions[:, None, :, None] != regions[:, None, None, :]  # [windows, 1, tokens, tokens]
@@ -502,13 +502,14 @@ def _relative_positions(window: int) -> Int[Tensor, "tokens tokens"]:
 def _stretch_tables(frames: int, target: int) -> tuple[Int[Tensor, "target 4"], Float[Tensor, "target 4"]]:
     """Four source frames and their weights for each target frame: cubic convolution with a = -0.75, corners aligned.
 
-    Keys 1981, equations 15 and 16 with torch's constant; a gather in place of `interpolate`, which some devices lack.
+    Keys 1981, equations 15 and 16 with torch's constant, places in float32 as torch has them; a gather in place of
+    `interpolate`, which some devices lack.
     """
-    place = torch.arange(target, dtype=torch.float64) * ((frames - 1) / max(target - 1, 1))
+    place = torch.arange(target, dtype=torch.float32, device="cpu") * ((frames - 1) / max(target - 1, 1))
     first = place.floor()
-    offsets = torch.arange(-1, 3)
+    offsets = torch.arange(-1, 3, device="cpu")
     index = (first.long()[:, None] + offsets).clamp(0, frames - 1)
     distance = (place - first)[:, None].sub(offsets).abs()
     near = 1.25 * distance**3 - 2.25 * distance**2 + 1
     far = -0.75 * distance**3 + 3.75 * distance**2 - 6 * distance + 3
-    return index, torch.where(distance <= 1, near, far).float()
+    return index, torch.where(distance <= 1, near, far)
