@@ -1,5 +1,5 @@
 """Other systems' checkpoints, one file per system: what a state dict is, and what it is called here."""
 
-from antiphon.checkpoints.reading import Report, inspect, locate, read, recognise, report
+from antiphon.checkpoints.reading import Report, inspect, locate, read, recognise, report, weight_files
 
-__all__ = ["Report", "inspect", "locate", "read", "recognise", "report"]
+__all__ = ["Report", "inspect", "locate", "read", "recognise", "report", "weight_files"]
