@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-fast check format clean
+.PHONY: demo test test-fast check peers format clean
 
 demo: $(VENV)/.done  ## the whole story, offline, in minutes: data, training, evaluation, library, search, report
 	$(BIN)/antiphon demo --out demo
@@ -20,6 +20,15 @@ check: $(VENV)/.done  ## what CI runs: format, lint, types, tests
 	$(BIN)/mypy
 	$(MAKE) test
 
+peers: $(VENV)/.done .venv-peers/.done  ## our embeddings against the peers' own code (laion_clap, msclap, panns_inference)
+	ANTIPHON_PEERS=$(CURDIR)/.venv-peers/bin/python $(BIN)/python -m pytest -q -m peer
+
+.venv-peers/.done: tests/parity/requirements.txt constraints.txt
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	.venv-peers/bin/pip install --quiet --disable-pip-version-check --no-deps --constraint constraints.txt --requirement tests/parity/requirements.txt
+	touch $@
+
 format: $(VENV)/.done  ## mend what can be mended
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -32,4 +41,4 @@ $(VENV)/.done: pyproject.toml constraints.txt
 	touch $@
 
 clean:  ## what set-up, demo and tests made
-	rm -rf $(VENV) demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-peers demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

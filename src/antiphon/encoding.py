@@ -10,7 +10,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -155,7 +155,8 @@ class _Draft:
         if self.error is None and not self.vectors:
             self.error = AudioError("no samples in it")
         if self.error is None and not all(np.isfinite(vector).all() for vector in self.vectors):
-            self.error = AudioError("the model's embedding of it is not finite (NaN or infinite)")
+            what = f"'{self.sound}'" if isinstance(self.sound, Path) else "a sound"
+            self.error = AudioError(f"the model's embedding of {what} is not finite (NaN or infinite)")
         return self
 
     def result(self) -> Embedded | Failed:
@@ -234,8 +235,9 @@ def _read(model: EmbeddingModel, draft: _Draft, policy: Policy, put: Callable[[_
     try:
         if isinstance(draft.sound, Path):
             # Before decoding: a file that changes meanwhile differs from its row and is embedded again next time.
-            stat = draft.sound.stat()
-            draft.size, draft.mtime_ns = stat.st_size, stat.st_mtime_ns
+            with suppress(OSError, ValueError):  # what is wrong with it, reading says better
+                stat = draft.sound.stat()
+                draft.size, draft.mtime_ns = stat.st_size, stat.st_mtime_ns
         for window, clip in model.clips(draft.sound, policy=policy):
             if not put(draft, (window, clip)):
                 return

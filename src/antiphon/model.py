@@ -25,12 +25,13 @@ from torch.nn.functional import normalize
 
 from antiphon import audio as sounds_io
 from antiphon import checkpoints, options
-from antiphon.checkpoints.contract import Converted, Spec
+from antiphon.checkpoints.contract import Converted, Spec, fitting
 from antiphon.encoders import weights
 from antiphon.encoders.contract import AudioEncoder, TextEncoder, Tokens
+from antiphon.encoders.text.transformer import TextTransformer
 from antiphon.encoding import Clip, embed_sounds
 from antiphon.encoding import Sound as Source
-from antiphon.errors import WeightsError
+from antiphon.errors import OptionError, WeightsError
 from antiphon.progress import bar
 from antiphon.windows import Padding, Policy, Window, clips_of, layout
 
@@ -53,6 +54,7 @@ _UNLIKE = (  # what has nothing in common should not have one embedding
 _COLLAPSED = 0.98  # mean cosine between them; laion/larger_clap_music has 0.999
 _REMEMBERED = 200_000  # captions whose frozen representation is kept: 300 MB at 384 dimensions
 _FORMAT = 1
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _PARTS = (
     "audio_encoder",
     "text_encoder",
@@ -187,10 +189,13 @@ class DualEncoder(nn.Module):
             wave = _resampled(path, rate, self.sample_rate)
             if len(wave) >= self.clip_samples + self.audio_encoder.log_mel.hop:  # type: ignore[attr-defined]
                 with torch.no_grad():  # not `_frozen`: this runs in reader threads, and the front end has no mode
-                    views = self.audio_encoder.views(torch.from_numpy(wave).to(self.device))  # type: ignore[attr-defined]
+                    views = self.audio_encoder.views(torch.from_numpy(wave))  # type: ignore[attr-defined]
                 yield Window(0.0, len(wave) / self.sample_rate), views.cpu().numpy()
                 return
-            path, rate = wave[: self.clip_samples], self.sample_rate
+            if len(wave) >= self.clip_samples:  # less than a hop longer: as many frames, so no view more
+                yield Window(0.0, len(wave) / self.sample_rate), wave
+                return
+            path, rate = wave, self.sample_rate
         yield from clips_of(
             path,
             sample_rate=rate,
@@ -207,15 +212,16 @@ class DualEncoder(nn.Module):
 
         `bulk` compiles the audio encoder first where that pays, see `compiles`.
         """
-        waves = [index for index, clip in enumerate(clips) if clip.ndim == 1]
-        views = [index for index, clip in enumerate(clips) if clip.ndim == 3]
+        alike: dict[tuple[int, ...], list[int]] = {}  # by shape
+        for index, clip in enumerate(clips):
+            alike.setdefault(tuple(clip.shape), []).append(index)
         result = torch.zeros(len(clips), self.dim)
         with self._frozen():
-            if waves:
+            for shape, rows in alike.items():
                 forward = self._bulk_forward() if bulk else self.audio_encoder
-                result[waves] = self._embed(forward, clips if len(waves) == len(clips) else [clips[i] for i in waves])
-            if views:
-                result[views] = self._embed(self.audio_encoder.fuse, [clips[i] for i in views])  # type: ignore[attr-defined]
+                if len(shape) == 3:
+                    forward = self.audio_encoder.fuse  # type: ignore[attr-defined]
+                result[rows] = self._embed(forward, clips if len(alike) == 1 else [clips[row] for row in rows])
         return result
 
     def encode_tokens(self, tokens: Tokens) -> Float[Tensor, "batch dim"]:
@@ -276,8 +282,8 @@ class DualEncoder(nn.Module):
         Texts are padded to the longest of their batch and cut to the encoder's `max_length` tokens.
         """
         listed = [texts] if isinstance(texts, str) else list(texts)
-        if wrong := next((text for text in listed if not isinstance(text, str)), None):
-            raise ValueError(f"a text must be a string, got {type(wrong).__name__}")
+        if wrong := [type(text).__name__ for text in listed if not isinstance(text, str)]:
+            raise ValueError(f"a text must be a string, got {wrong[0]}: give a string or a list of strings")
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size}: must be 1 or more")
         encoder, _ = self.text_side()
@@ -295,7 +301,7 @@ class DualEncoder(nn.Module):
         """Cosine similarity; normalises first."""
         return normalize(audio, dim=-1) @ normalize(text, dim=-1).T
 
-    def windows(self, seconds: float) -> list[Window]:
+    def windows(self, seconds: float | int) -> list[Window]:
         """Start and end, in seconds, of the windows that a sound of `seconds` is embedded in."""
         if self.fused:
             return [Window(0.0, float(seconds))]
@@ -315,34 +321,41 @@ class DualEncoder(nn.Module):
         The config is written last: a folder without one is not a model yet.
         """
         target = Path(folder)
-        (target / "text_encoder").mkdir(parents=True, exist_ok=True)
-        (target / "config.json").unlink(missing_ok=True)
-        if self.text_encoder is not None:
-            self.text_encoder.save_assets(target / "text_encoder")
-        weights.write(self.state_dict(), target / "model.safetensors")
         config = {"antiphon": _FORMAT, "space": self.space, "scale": self.scale, **self.spec}
-        (target / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        try:
+            (target / "text_encoder").mkdir(parents=True, exist_ok=True)
+            (target / "config.json").unlink(missing_ok=True)
+            if self.text_encoder is not None:
+                self.text_encoder.save_assets(target / "text_encoder")
+            weights.write(self.state_dict(), target / "model.safetensors")
+            part = target / ".config.json.part"
+            part.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+            os.replace(part, target / "config.json")
+        except OSError as error:
+            raise weights.cannot_write(f"model '{target}'", error) from error
 
     @classmethod
     def load(cls, folder: str | os.PathLike, *, device: str | torch.device = "cpu") -> "DualEncoder":
         """Read what `save` wrote. Raises `WeightsError` for what is no such folder or does not fit."""
         source = Path(folder)
         config = read_config(source)
-        parts = build_parts(config, assets=source / "text_encoder")
-        model = cls(**parts, source=str(source.resolve()), scale=config.get("scale"))
         state = weights.read(source / "model.safetensors")
-        weights.check_finite(state, source=str(source))
-        weights.load_strict(model, state, source=str(source))
+        with fitting(str(source)):
+            parts = build_parts(config, assets=source / "text_encoder")
+            model = cls(**parts, source=str(source.resolve()), scale=config.get("scale"))
+            weights.check_finite(state, source=str(source))
+            weights.load_strict(model, state, source=str(source))
         return model.to(device).eval()
 
     @classmethod
     def from_checkpoint(cls, found: Converted, *, source: str, device: str | torch.device = "cpu") -> "DualEncoder":
         """Build what another system's checkpoint holds. Raises `WeightsError` for tensors that do not fit, listed."""
-        parts = build_parts(found.spec, assets=found.assets)
-        model = cls(**parts, source=source, scale=found.scale)
-        elsewhere = tuple(f"{part}." for part in found.elsewhere)
-        own = {key: value for key, value in model.state_dict().items() if elsewhere and key.startswith(elsewhere)}
-        weights.load_strict(model, {**own, **found.state}, source=source)
+        with fitting(source):
+            parts = build_parts(found.spec, assets=found.assets)
+            model = cls(**parts, source=source, scale=found.scale)
+            elsewhere = tuple(f"{part}." for part in found.elsewhere)
+            own = {key: value for key, value in model.state_dict().items() if elsewhere and key.startswith(elsewhere)}
+            weights.load_strict(model, {**own, **found.state}, source=source)
         return model.to(device).eval()
 
     def fill(self, part: str, source: str | os.PathLike) -> None:
@@ -354,19 +367,30 @@ class DualEncoder(nn.Module):
         if part not in _PARTS or getattr(self, part) is None:
             there = [name for name in _PARTS if getattr(self, name) is not None]
             raise WeightsError(f"init of '{part}': this model has {', '.join(there)}")
+        if isinstance(self.text_encoder, TextTransformer) and part == "text_encoder":
+            raise WeightsError(
+                "init of a text encoder that learned its vocabulary: its weights mean nothing without that; load the "
+                "whole model, or take a pretrained text encoder"
+            )
         path = checkpoints.locate(source)
         own = _own_folder(path)
         state = weights.read(own / "model.safetensors") if own else checkpoints.recognise(checkpoints.read(path)).state
         found = {key.removeprefix(f"{part}."): value for key, value in state.items() if key.startswith(f"{part}.")}
         if not found:
             raise WeightsError(f"'{source}' has no {part}: give a checkpoint that has one")
+        weights.check_finite(found, source=os.fspath(source))
         weights.load_strict(getattr(self, part), found, source=f"{source} ({part})")
+        self._text_memory.clear()
 
     @contextlib.contextmanager
     def _frozen(self) -> Iterator[None]:
-        """Evaluation mode without gradients; puts the mode back."""
-        training = self.training
-        self.eval()
+        """Evaluation mode without gradients; puts each module's mode back.
+
+        Nothing is touched in a model that is not in training: threads may share it.
+        """
+        training = [module for module in self.modules() if module.training]
+        if training:
+            self.eval()
         try:
             # no_grad, not inference_mode: embeddings may go on into training
             with (
@@ -375,7 +399,8 @@ class DualEncoder(nn.Module):
             ):
                 yield
         finally:
-            self.train(training)
+            for module in training:
+                module.training = True
 
     def _embed(self, forward: Callable[[Tensor], Tensor], clips: Any) -> Float[Tensor, "n dim"]:
         x = clips if isinstance(clips, Tensor) else torch.from_numpy(np.stack(clips))
@@ -396,7 +421,7 @@ class DualEncoder(nn.Module):
                 except Exception as error:  # of many kinds: no C++ compiler, no Triton, an operation that has no kernel
                     cause = " ".join(str(error).split())[:200]
                     warnings.warn(f"torch.compile failed ({cause}); going on without it", stacklevel=2)
-                    self._compiled = self.audio_encoder
+                    self._compiled = lambda wave: self.audio_encoder(wave)  # a module here would enter the state dict
                     return self.audio_encoder(wave)
 
             self._compiled = forward
@@ -436,6 +461,10 @@ def load(
     Raises:
         WeightsError: no such model, no network, unknown keys, weights that do not fit, NaN, each said in one line.
     """
+    if dtype not in _DTYPES:
+        allowed = ", ".join(map(str, _DTYPES))
+        raise OptionError(f"dtype={dtype!r}: the towers run in one of {allowed}; weights stay float32")
+    device = _checked_device(device)
     path = checkpoints.locate(source, revision=revision)
     if own := _own_folder(path):
         model = DualEncoder.load(own, device=device)
@@ -458,7 +487,26 @@ def inspect(source: str | os.PathLike, *, revision: str | None = None) -> checkp
         return checkpoints.inspect(path)
     config, file = read_config(own), own / "model.safetensors"
     state = weights.read(file)
-    return checkpoints.report(f"Antiphon, embeds in {config['space']}s", [file], state, spec=config, dropped={})
+    return checkpoints.report(
+        f"Antiphon, embeds in {config.get('space', 'projection')}s", [file], state, spec=config, dropped={}
+    )
+
+
+def _checked_device(device: str | torch.device) -> torch.device:
+    """The device, if tensors can be made on it: told before gigabytes are read."""
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+        if found.type == "meta":
+            raise RuntimeError("it computes nothing")
+    except (RuntimeError, AssertionError, TypeError) as error:
+        known = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+        known += ["mps"] if torch.backends.mps.is_available() else []
+        raise OptionError(
+            f"device={str(device)!r} cannot be used ({' '.join(str(error).split())[:150]}); this machine has "
+            f"{', '.join(known)}"
+        ) from error
+    return found
 
 
 def _own_folder(path: Path) -> Path | None:
@@ -479,10 +527,12 @@ def _check_text(model: DualEncoder) -> None:
     x = model.encode_text(list(_UNLIKE))
     among = x @ x.T
     cosine = float((among.sum() - among.trace()) / (len(x) * (len(x) - 1)))
-    if cosine > _COLLAPSED:
+    shortest = float(x.norm(dim=1).min())  # 0 where a projection is 0; NaN is neither below nor above
+    if not (cosine <= _COLLAPSED and shortest > 0.5):
         warnings.warn(
             f"'{model.source}' looks broken: ten unlike captions have a mean cosine of {cosine:.3f} (a sound model "
-            f"stays below {_COLLAPSED}); words will find nothing. Take another checkpoint",
+            f"stays below {_COLLAPSED}) and a norm of {shortest:.3f} or more (1 in a sound model); words will find "
+            "nothing. Take another checkpoint",
             stacklevel=3,
         )
 

@@ -65,6 +65,8 @@ def repeat_pad(
     A new array.
     """
     _check_lengths(wave, samples)
+    if padding not in ("repeatpad", "repeat", "zeros"):
+        raise ValueError(f"padding='{padding}': 'repeatpad', 'repeat' or 'zeros'")
     if padding == "repeat":
         return np.tile(wave[:samples], -(-samples // len(wave)))[:samples]
     result = np.zeros(samples, wave.dtype)

@@ -1,17 +1,17 @@
-"""Which files of a folder are weights, what `inspect` and `export` say and write, and parts started from checkpoints."""
+"""Which files of a folder are weights, what `inspect` and `export` say, and parts started from checkpoints."""
 
 import json
 import sys
 
 import pytest
 import torch
-from checkpoints import clap
 from safetensors.torch import save_file
 
 import antiphon
 from antiphon import checkpoints, cli
 from antiphon.errors import WeightsError
 from antiphon.model import DualEncoder, build_parts
+from checkpoints import clap
 
 
 @pytest.fixture
@@ -107,7 +107,7 @@ def test_a_part_starts_from_any_checkpoint(laion_file, tmp_path):
 
 def test_a_part_that_does_not_fit_is_refused(laion_file, tiny_model_folder):
     model = antiphon.load(tiny_model_folder)
-    with pytest.raises(WeightsError, match="unknown.*missing"):
+    with pytest.raises(WeightsError, match=r"unknown.*missing"):
         model.fill("audio_encoder", laion_file)
     with pytest.raises(WeightsError, match=r"has no audio_predictor|this model has"):
         model.fill("audio_predictor", laion_file)

@@ -22,7 +22,7 @@ from antiphon.checkpoints import (
     slap,
     transformers_clap,
 )
-from antiphon.checkpoints.contract import Converted, Format, Raw
+from antiphon.checkpoints.contract import Converted, Format, Raw, fitting
 from antiphon.encoders import hub, weights
 from antiphon.errors import WeightsError
 
@@ -57,7 +57,7 @@ class Report:
 def locate(source: str | os.PathLike[str], *, revision: str | None = None) -> Path:
     """The file or folder that `source` names, downloaded if it is a hub id. Raises `WeightsError` if there is none."""
     path = Path(source)
-    if path.exists():
+    if os.path.exists(path):  # not Path.exists, which raises where a folder may not be entered
         if revision is not None:
             raise WeightsError(f"revision='{revision}' for '{source}', which lies on this disk: leave revision out")
         return path
@@ -74,8 +74,10 @@ def read(path: Path) -> Raw:
     if path.is_file():
         found = weights.read_checkpoint(path)
         return Raw(state=found.state, source=str(path), extra=found.extra, dropped=found.dropped)
-    raw = Raw(state={}, source=str(path), extra=_settings(path), folder=path)
-    for file in weight_files(path):
+    files = weight_files(path)
+    # a file's name tells what tensors don't (EfficientAT's hop, Custom-CLAP's version), also in a folder
+    raw = Raw(state={}, source=str(files[0] if len(files) == 1 else path), extra=_settings(path), folder=path)
+    for file in files:
         found = weights.read_checkpoint(file)
         if twice := raw.state.keys() & found.state.keys():
             raise WeightsError(f"'{path}': {', '.join(sorted(twice)[:3])} is in two files; keep one set of weights")
@@ -93,11 +95,11 @@ def weight_files(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
     for pattern in ("*.safetensors", "pytorch_model*.bin"):
-        files = sorted(path.glob(pattern))
+        files = sorted(file for file in path.glob(pattern) if not file.name.startswith("."))  # macOS leaves ._names
         if files:
             _check_shards(path, files)
             return files
-    others = sorted(file for file in path.iterdir() if file.suffix in _WEIGHTS)
+    others = sorted(file for file in path.iterdir() if file.suffix in _WEIGHTS and not file.name.startswith("."))
     if len(others) == 1:
         return others
     found = f"{len(others)} of them: {', '.join(file.name for file in others[:5])}" if others else "none"
@@ -110,7 +112,8 @@ def recognise(raw: Raw) -> Converted:
     """The checkpoint in this package's words. Raises `WeightsError` for one of no known system, or that doesn't fit."""
     for system in FORMATS:
         if system.recognises(raw):
-            converted = system.convert(raw)
+            with fitting(raw.source):
+                converted = system.convert(raw)
             weights.check_finite(converted.state, source=raw.source)
             return replace(converted, dropped={**raw.dropped, **converted.dropped})
     some = ", ".join(sorted(raw.state)[:4])
