@@ -1,9 +1,9 @@
-"""Claim: HTS-AT-tiny turns files into the embeddings of transformers' `ClapModel` at least 3 times as fast.
+"""Claim: HTS-AT-tiny turns files into the embeddings of transformers' `ClapModel`, and faster; the table says how much.
 
     .venv/bin/python benchmarks/encode.py [--sounds ../shared/audio] [--json FILE] [--quick] [--no-compile]
     .venv/bin/python benchmarks/encode.py --device cuda  # bfloat16; without soundfile and soxr only from memory
 
-Beside it, each with its target in the table: the forward alone (2x, compiled 4x), the front end alone (8x), a 4-minute
+Each line has its target: files (3x), the forward alone (2x, compiled 4x), the front end alone (8x), a 4-minute
 mp3 against the forwards of its windows (at most 1.3 of them), the memory of 256 files against 16 (at most 1.05), and
 Cnn14 and mn10. One run: same clips, same random weights on both sides, competitors alternate call by call, medians.
 Absolute times depend on the machine; the ratios are the claim. Without transformers its rows are left out.

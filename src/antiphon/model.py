@@ -85,8 +85,8 @@ class DualEncoder(nn.Module):
 
         `scale`: 1 / temperature of the similarities that it was trained with, where that is known. The attribute
         `compiles` says whether bulk work (a thousand sounds or more) runs the audio encoder through `torch.compile`:
-        True, False, or None for where it pays, which is on an accelerator (on a CPU matrix products are nine tenths of
-        the time either way, `benchmarks/encode.py`).
+        True, False, or None for where it pays, which is on an accelerator: on a CPU matrix products are four fifths of
+        the time either way, and compiling takes a minute (`benchmarks/encode.py`).
         """
         super().__init__()
         self.audio_encoder, self.text_encoder = audio_encoder, text_encoder

@@ -29,8 +29,8 @@ from antiphon.windows import Padding
 
 _WIDE_STAGES, _CLIPS_AT_ONCE = 2, 2
 """On a CPU without gradients the first stages, whose maps are the largest, see so few clips at a time: a batch of 8
-makes tensors of 50 MB, which leave the cache, and which malloc gives back and asks for again page by page. A fifth of
-the time (`benchmarks/encode.py`)."""
+makes tensors of 50 MB, which leave the cache, and which malloc gives back and asks for again page by page: a fifth more
+time on the two AVX2 cores where it was measured."""
 
 _BARRED = -100.0  # added to the score of two tokens that only the cyclic shift made neighbours: as published
 
