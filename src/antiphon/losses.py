@@ -6,8 +6,10 @@ moves a bfloat16 logit by up to 0.25, and float16 gradients overflow. Nothing is
 here: scales, targets and their gradients belong to the objectives.
 """
 
+import math
+
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -48,7 +50,9 @@ def info_nce(
     with _full_precision(audio):
         audio, text = _normalised(audio, text)
         logits = scale * (audio @ text.T)  # [batch, batch]
-        wanted = _positives(logits, same) if targets is None else _distributions(logits, targets, same)
+        if same is not None and targets is not None:
+            raise ValueError("both same and targets came: each says what is correct; pass one")
+        wanted = _positives(logits, same) if targets is None else _distributions(logits, targets=targets)
         audio_to_text = F.cross_entropy(logits, wanted)
         text_to_audio = F.cross_entropy(logits.T, wanted)  # row i is query i's in both directions
     loss = (audio_to_text + text_to_audio) / 2
@@ -75,6 +79,109 @@ def soft_targets(
         equal = (cosine > _EQUAL).to(cosine.dtype)
         equal.fill_diagonal_(1)
         return (1 - share) * equal / equal.sum(dim=1, keepdim=True) + share * (cosine / temperature).softmax(dim=1)
+
+
+def sigmoid(
+    *,
+    audio: Float[Tensor, "batch dim"],
+    text: Float[Tensor, "batch dim"],
+    scale: float | int | Float[Tensor, ""],
+    bias: float | int | Float[Tensor, ""],
+    same: Bool[Tensor, "batch batch"] | None = None,
+) -> dict[str, Float[Tensor, ""]]:
+    """Sigmoid loss: of every sound and every text of the batch it is asked alone whether they belong together.
+
+    Idea: `sum over i, j of softplus(-y_ij (scale * cos(audio_i, text_j) + bias)) / batch`, y being +1 for pairs and -1
+    for all else. No softmax: each of the batch^2 questions stands alone, so that any number of texts may be correct.
+
+    Needs: `scale` and `bias`, numbers or 0-d tensors that get their gradients; SigLIP starts them at 10 and -10, since
+    without a bias the batch - 1 negatives of each row outweigh its positive at first. `same` (symmetric) marks pairs
+    i, j whose captions or sounds are equal: they are positives too. The diagonal always counts as marked.
+
+    Returns `{"loss"}`, 0 and above; it is a sum over a row's questions, so it grows with the batch as long as
+    negatives cost anything. Raises `ValueError` for shapes that don't match, an empty batch, or a `same` that isn't
+    symmetric.
+
+    Source: Zhai, Mustafa, Kolesnikov, Beyer 2023 (SigLIP, arXiv:2303.15343), equation 1.
+    """
+    _require_one_shape(audio=audio, text=text)
+    with _full_precision(audio):
+        audio, text = _normalised(audio, text)
+        logits = scale * (audio @ text.T) + bias  # [batch, batch]
+        signs = 2 * _marked(logits, same) - 1
+        # not F.softplus, which is linear from 20 on: exact, and a smooth gradient
+        loss = -F.logsigmoid(signs * logits).sum() / len(logits)
+    return {"loss": loss}
+
+
+def weighted_info_nce(
+    *,
+    audio: Float[Tensor, "batch dim"],
+    text: Float[Tensor, "batch dim"],
+    scale: float | int | Float[Tensor, ""],
+    caption_similarity: Float[Tensor, "batch batch"],
+    k: float | int = 0.01,
+) -> dict[str, Float[Tensor, ""]]:
+    """InfoNCE whose pairs weigh more the more their caption resembles the others of the batch.
+
+    Idea: with s_i the mean over j of `caption_similarity[i, j]`, the diagonal taken as 0, pair i weighs
+    `w_i = exp((s_i / sum of s) / k)`, and each direction is `sum of w_i CE_i / sum of w_i`, CE_i being the
+    cross-entropy of row i (sound i over all texts: `audio_to_text`) or column i (`text_to_audio`). `loss` is their
+    mean. `k` (above 0) is how evenly: with a large one all weigh the same, and it is `info_nce`. The exponents are
+    about 1 / (batch * k), so with k = 0.01 a small batch is weighed more unevenly than a large one.
+
+    Needs: similarities of captions from 0 (strangers) to 1 (equal), usually cosines of a frozen sentence encoder. A
+    few negative ones are well. If they cancel out, so that the sum of s is 0 (also for a batch of one), shares have no
+    meaning and all pairs weigh the same. If the sum is negative the formula, kept as published, turns the order
+    around: clamp such similarities at 0 first.
+
+    Returns `{"loss", "audio_to_text", "text_to_audio"}`. Raises `ValueError` for shapes that don't match, an empty
+    batch, or a `k` that isn't above 0.
+
+    Source: Manco, Benetos, Quinton, Fazekas 2022 (MusCALL); there the similarities are of all-MiniLM-L6-v2.
+    """
+    _require_one_shape(audio=audio, text=text)
+    _require_square(audio, caption_similarity=caption_similarity)
+    if not k > 0:
+        raise ValueError(f"k must be above 0, got {k}: 0.01 is MusCALL's")
+    with _full_precision(audio):
+        audio, text = _normalised(audio, text)
+        logits = scale * (audio @ text.T)  # [batch, batch]
+        weights = _caption_weights(caption_similarity, k).to(logits.dtype)
+        own = torch.arange(len(logits), device=logits.device)
+        audio_to_text = (weights * F.cross_entropy(logits, own, reduction="none")).sum()
+        text_to_audio = (weights * F.cross_entropy(logits.T, own, reduction="none")).sum()
+    loss = (audio_to_text + text_to_audio) / 2
+    return {"loss": loss, "audio_to_text": audio_to_text, "text_to_audio": text_to_audio}
+
+
+def nt_xent(
+    *,
+    first: Float[Tensor, "batch dim"],
+    second: Float[Tensor, "batch dim"],
+    temperature: float | int | Float[Tensor, ""],
+) -> dict[str, Float[Tensor, ""]]:
+    """Contrastive loss within one modality: each of two views must pick the other out of all views of the batch.
+
+    Idea: of the 2 * batch views, cross-entropy of each over the cosines, divided by the temperature, with all the
+    others (itself left out), its other view being the class; mean over all 2 * batch.
+
+    Needs: two views of the same sounds, row i of `first` and `second` being of one sound, usually differently
+    augmented. `temperature` above 0, usually 0.05 to 0.5; MusCALL takes 0.5. Unlike in `info_nce` it divides.
+
+    Returns `{"loss"}`, 0 and above, and exactly 0 for a batch of one, which has no negatives. Raises `ValueError` for
+    shapes that don't match, an empty batch, or a temperature that isn't above 0.
+
+    Source: Chen, Kornblith, Norouzi, Hinton 2020 (SimCLR, arXiv:2002.05709), equation 1.
+    """
+    _require_one_shape(first=first, second=second)
+    if not temperature > 0:
+        raise ValueError(f"temperature must be above 0, got {float(temperature)}: 0.5 is MusCALL's")
+    with _full_precision(first):
+        views = torch.cat(_normalised(first, second))  # [2 batch, dim]
+        logits = (views @ views.T / temperature).fill_diagonal_(-torch.inf)
+        other = torch.arange(len(views), device=views.device).roll(len(first))
+        return {"loss": F.cross_entropy(logits, other)}
 
 
 def slap(
@@ -123,28 +230,178 @@ def slap(
     return {"loss": inter_weight * inter + (1 - inter_weight) * intra, **parts}
 
 
+def list_mle(
+    *,
+    audio: Float[Tensor, "batch dim"],
+    text: Float[Tensor, "batch dim"],
+    caption_similarity: Float[Tensor, "batch batch"],
+) -> dict[str, Float[Tensor, ""]]:
+    """Listwise loss: a sound must rank all texts of the batch as its own caption ranks them, and a text all sounds.
+
+    Idea: the likelihood of a whole order under the Plackett-Luce model. With `S[i, j] = cos(audio_i, text_j)`, each
+    row less its mean and over its standard deviation (unbiased) + 1e-6, and pi_i the order of `caption_similarity[i]`
+    from the largest down (stable: among equals the first comes first),
+    `audio_to_text = mean_i sum_r (logsumexp(S[i, pi_i(r)], S[i, pi_i(r + 1)], ...) - S[i, pi_i(r)])`, a sum over
+    ranks, not a mean. `text_to_audio` is the same of the transpose of S, with the same orders; `loss` is their
+    **sum**. One pass: sorted, gathered, and one log-cumsum-exp from the end instead of a loop over ranks.
+
+    Needs: `caption_similarity` from a frozen text encoder, of any range: only its order counts, and no gradient flows
+    to it. No temperature: rows are standardised. Where a row of cosines is (nearly) constant the gradient is finite
+    but up to 1e6 times as large as elsewhere: clip gradients. A batch of one has nothing to rank: its loss is 0.
+
+    Returns `{"loss", "audio_to_text", "text_to_audio"}`, 0 and above, of the size of batch * log(batch). Raises
+    `ValueError` for shapes that don't match or an empty batch.
+
+    Source: Xia, Liu, Wang, Zhang, Li 2008 (ListMLE); between sounds and texts, CLAP-MusicGen 2025.
+    """
+    _require_one_shape(audio=audio, text=text)
+    _require_square(audio, caption_similarity=caption_similarity)
+    order = caption_similarity.detach().argsort(dim=1, descending=True, stable=True)
+    with _full_precision(audio):
+        audio, text = _normalised(audio, text)
+        cosines = audio @ text.T  # [batch, batch]
+        audio_to_text = _order_surprise(cosines, order)
+        text_to_audio = _order_surprise(cosines.T, order)
+    return {"loss": audio_to_text + text_to_audio, "audio_to_text": audio_to_text, "text_to_audio": text_to_audio}
+
+
+def distill(
+    *,
+    audio: Float[Tensor, "batch dim"],
+    text: Float[Tensor, "batch dim"],
+    scale: float | int | Float[Tensor, ""],
+    audio_to_text_targets: Float[Tensor, "batch batch"],
+    text_to_audio_targets: Float[Tensor, "batch batch"],
+) -> dict[str, Float[Tensor, ""]]:
+    """A student's similarities against its teachers': how alike they found each sound and each text of the batch.
+
+    Idea: cross-entropy of the student's softmaxed rows and columns, `scale * cos(audio_i, text_j)`, with the teachers'
+    distributions. Row i of `audio_to_text_targets` is sound i over all texts, row i of `text_to_audio_targets` text i
+    over all sounds; `teacher_targets` makes both. `loss` is the mean of the two directions.
+
+    Needs: targets whose rows sum to 1, of the same batch in the same order, detached by the caller or not. Usually
+    beside a contrastive loss: `(1 - w) * info_nce + w * distill`. With one-hot targets it is `info_nce`.
+
+    Returns `{"loss", "audio_to_text", "text_to_audio"}`. A row can't go below its target's entropy, so the least
+    possible loss isn't 0; gradients are those of the Kullback-Leibler divergence. Raises `ValueError` for shapes that
+    don't match, an empty batch, or rows that don't sum to 1.
+
+    Source: second stage of Custom-CLAP 2024, after Primus, Schmid, Widmer 2024 (arXiv:2408.11641); the idea of soft
+    targets is Hinton, Vinyals, Dean 2015 (arXiv:1503.02531).
+    """
+    _require_one_shape(audio=audio, text=text)
+    with _full_precision(audio):
+        audio, text = _normalised(audio, text)
+        logits = scale * (audio @ text.T)  # [batch, batch]
+        texts = _distributions(logits, audio_to_text_targets=audio_to_text_targets)
+        audios = _distributions(logits, text_to_audio_targets=text_to_audio_targets)
+        audio_to_text = F.cross_entropy(logits, texts)
+        text_to_audio = F.cross_entropy(logits.T, audios)
+    loss = (audio_to_text + text_to_audio) / 2
+    return {"loss": loss, "audio_to_text": audio_to_text, "text_to_audio": text_to_audio}
+
+
+def teacher_targets(
+    *, similarities: Float[Tensor, "teachers batch batch"]
+) -> tuple[Float[Tensor, "batch batch"], Float[Tensor, "batch batch"]]:
+    """Targets for `distill` from an ensemble: `(audio_to_text, text_to_audio)`, rows summing to 1.
+
+    `similarities[t, i, j]` is what teacher t finds for sound i and text j, already times its own scale. The first is
+    the mean over teachers of the softmax of rows, the second of columns (its row i is text i over all sounds). No
+    gradient flows through them.
+
+    Custom-CLAP's code averages the similarities first and takes the softmax then, a geometric mean in which the teacher
+    of the largest scale prevails; one teacher is the same either way. For that pass
+    `similarities.mean(dim=0, keepdim=True)`.
+
+    Raises `ValueError` unless the shape is [teachers, batch, batch] with at least one of each.
+    """
+    shape = list(similarities.shape)
+    if len(shape) != 3 or 0 in shape or shape[1] != shape[2]:
+        raise ValueError(f"similarities must be [teachers, batch, batch], none of them 0, got {shape}: stack them")
+    with torch.no_grad(), _full_precision(similarities):
+        similarities = similarities.to(torch.promote_types(torch.float32, similarities.dtype))
+        return similarities.softmax(dim=2).mean(dim=0), similarities.mT.softmax(dim=2).mean(dim=0)
+
+
+def match(*, student: Float[Tensor, "batch dim"], teacher: Float[Tensor, "batch dim"]) -> dict[str, Float[Tensor, ""]]:
+    """Embedding distillation: a student's embedding of each item against the teacher's embedding of the same item.
+
+    `loss = 1 - mean cosine`, 0 (same directions) to 2 (opposed). Both of one width: where the student's differs it
+    needs a linear map first. It is a mean over items, so micro-batches of one size add up exactly. The teacher's come
+    detached from the caller, as targets do everywhere here.
+
+    Returns `{"loss"}`. Raises `ValueError` for shapes that don't match or an empty batch.
+    """
+    _require_one_shape(student=student, teacher=teacher)
+    with _full_precision(student):
+        student, teacher = _normalised(student, teacher)
+        return {"loss": _mean_distance(prediction=student, target=teacher)}
+
+
+def _caption_weights(similarity: Float[Tensor, "batch batch"], k: float | int) -> Float[Tensor, " batch"]:
+    """MusCALL's weights of pairs, summing to 1. The maximum is subtracted first, so nothing overflows."""
+    similarity = similarity.to(torch.promote_types(torch.float32, similarity.dtype))
+    own = torch.eye(len(similarity), dtype=torch.bool, device=similarity.device)
+    means = similarity.masked_fill(own, 0).mean(dim=1)
+    total = means.sum()
+    vanishes = total.abs() <= torch.finfo(means.dtype).eps * means.abs().sum()  # 0, but for rounding
+    shares = torch.where(vanishes, 0.0, means / torch.where(vanishes, 1.0, total))
+    return ((shares - shares.max()) / k).softmax(dim=0)
+
+
+def _order_surprise(similarity: Float[Tensor, "batch batch"], order: Int[Tensor, "batch batch"]) -> Float[Tensor, ""]:
+    """Mean over rows of -log P(order) under Plackett-Luce, rows being standardised first."""
+    centred = similarity - similarity.mean(dim=1, keepdim=True)
+    # a batch of one has no unbiased deviation: its only entry is 0 already
+    deviation = centred.std(dim=1, keepdim=True, correction=min(1, len(order) - 1))
+    last_first = (centred / (deviation + 1e-6)).gather(1, order.flip(1))
+    return (_running_logsumexp(last_first) - last_first).sum(dim=1).mean()
+
+
+def _running_logsumexp(rows: Float[Tensor, "rows values"]) -> Float[Tensor, "rows values"]:
+    """`rows.logcumsumexp(dim=1)` of standardised rows, several times as fast where that is safe.
+
+    The squares of n values of mean 0 and unbiased deviation 1 add up to n - 1, so no two lie further apart than
+    sqrt(2 n), and from the middle between the least and the most none lies further than sqrt(n / 2). Their exponentials
+    and the reciprocals of these, which gradients hold, then fit up to n = 8,300 in float32 (940,000 in float64).
+    """
+    room = math.log(torch.finfo(rows.dtype).max) - 24  # e^24: for sums over the batch, and for a loss scaled for fp16
+    if math.sqrt(rows.shape[1] / 2) > room:
+        return rows.logcumsumexp(dim=1)
+    least, most = rows.detach().aminmax(dim=1, keepdim=True)
+    middle = (least + most) / 2
+    return (rows - middle).exp().cumsum(dim=1).log() + middle
+
+
 def _positives(logits: Float[Tensor, "batch batch"], same: Bool[Tensor, "..."] | None) -> Tensor:
     """Targets of cross-entropy: class indices `[batch]`, or with `same` probabilities `[batch, batch]`."""
     if same is None:
         return torch.arange(len(logits), device=logits.device)
+    marked = _marked(logits, same)
+    return marked / marked.sum(dim=1, keepdim=True)
+
+
+def _marked(logits: Float[Tensor, "batch batch"], same: Bool[Tensor, "..."] | None) -> Float[Tensor, "batch batch"]:
+    """1 on the diagonal and where `same` is true, 0 elsewhere."""
+    own = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
+    if same is None:
+        return own.to(logits)
     if same.shape != logits.shape:
         raise ValueError(f"same must be {list(logits.shape)}, one entry per pair of pairs, got {list(same.shape)}")
     if not torch.equal(same, same.T):
         raise ValueError("same must be symmetric (if i equals j, j equals i), got one that isn't: try same | same.T")
-    marked = (same | torch.eye(len(same), dtype=torch.bool, device=same.device)).to(logits)
-    return marked / marked.sum(dim=1, keepdim=True)
+    return (same | own).to(logits)
 
 
-def _distributions(
-    logits: Float[Tensor, "batch batch"], targets: Float[Tensor, "..."], same: Bool[Tensor, "..."] | None
-) -> Tensor:
-    if same is not None:
-        raise ValueError("both same and targets came: each says what is correct; pass one")
+def _distributions(logits: Float[Tensor, "batch batch"], **named: Float[Tensor, "..."]) -> Float[Tensor, "batch batch"]:
+    """The one target given, by its name, checked, in the dtype of the logits."""
+    ((name, targets),) = named.items()
     if targets.shape != logits.shape:
-        raise ValueError(f"targets must be {list(logits.shape)}, one row per query, got {list(targets.shape)}")
+        raise ValueError(f"{name} must be {list(logits.shape)}, one row per query, got {list(targets.shape)}")
     sums = targets.sum(dim=1)
     if not torch.allclose(sums, torch.ones_like(sums), atol=1e-3):
-        raise ValueError(f"each row of targets must sum to 1, got sums from {sums.min():.3g} to {sums.max():.3g}")
+        raise ValueError(f"each row of {name} must sum to 1, got sums from {sums.min():.3g} to {sums.max():.3g}")
     return targets.to(logits.dtype)
 
 
@@ -174,3 +431,10 @@ def _require_one_shape(**embeddings: Tensor) -> None:
         raise ValueError(
             f"embeddings must share one shape [batch, dim] with batch >= 1, got {came}: pass one row per pair"
         )
+
+
+def _require_square(embedding: Tensor, **matrix: Tensor) -> None:
+    ((name, values),) = matrix.items()
+    batch = len(embedding)
+    if list(values.shape) != [batch, batch]:
+        raise ValueError(f"{name} must be [{batch}, {batch}], one entry per pair of pairs, got {list(values.shape)}")

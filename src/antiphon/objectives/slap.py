@@ -5,11 +5,12 @@ and within each; the asymmetry keeps the towers from collapsing, so no pair need
 Needs: the within-modality terms (without them it collapses), inter_weight in about [0.2, 0.7]; any batch size.
 When to use: small batches, a smaller modality gap, captions that repeat.
 Relatives: BYOL (Grill et al. 2020) for the targets; `clap` for the same towers with negatives.
-Source: Guinot, Riou, Quinton, Fazekas 2025 (SLAP), section 3. Differs from the released code: targets also follow
-BatchNorm statistics and move once per optimizer step.
+Source: Guinot, Riou, Quinton, Fazekas 2025 (SLAP), section 3; the cosine schedule is BYOL's. Differs from the released
+code: targets also follow BatchNorm statistics and move once per optimizer step.
 Example: `antiphon train objective=slap data=csv data.train=pairs.csv`
 """
 
+import math
 from typing import Any
 
 import torch
@@ -17,7 +18,30 @@ from torch import Tensor, nn
 
 from antiphon import ema, losses, options
 from antiphon.data.pairs import Batch
+from antiphon.errors import OptionError
 from antiphon.model import DualEncoder
+
+SCHEDULES = ("constant", "linear", "cosine", "exponential")
+
+
+def scheduled_rate(step: int, *, schedule: str, total: int, start: float | int, end: float | int) -> float:
+    """The share of the targets that is kept at `step` (from 0): `start` there, `end` from step `total` on.
+
+    `linear` moves evenly; `cosine` slowly at both ends: `end - (end - start) (1 + cos(pi step / total)) / 2`, BYOL's;
+    `exponential` multiplies what is let in, `1 - rate`, by the same factor at each step, so `end` must be below 1.
+    `constant` is `start`.
+    """
+    done = min(1.0, step / total)
+    match schedule:
+        case "constant":
+            return float(start)
+        case "linear":
+            return start + (end - start) * done
+        case "cosine":
+            return end - (end - start) * (1 + math.cos(math.pi * done)) / 2
+        case "exponential":
+            return 1 - (1 - start) * ((1 - end) / (1 - start)) ** done
+    raise ValueError(f"schedule={schedule!r}: must be one of {', '.join(SCHEDULES)}")
 
 
 class SLAP(nn.Module):
@@ -25,18 +49,51 @@ class SLAP(nn.Module):
 
     separable = True
 
-    def __init__(self, *, inter_weight: float = 0.5, ema_rate: float = 0.95, predictor: str = "slap") -> None:
-        """`predictor`: an option of `configs/predictor`; `ema_rate`: the share of the target kept at each step."""
+    steps: Tensor
+
+    def __init__(
+        self,
+        *,
+        inter_weight: float | int = 0.5,
+        ema_rate: float | int = 0.95,
+        ema_final_rate: float | int = 1.0,
+        ema_schedule: str = "constant",
+        ema_steps: int | None = None,
+        predictor: str = "slap",
+    ) -> None:
+        """Nothing is built yet.
+
+        Args:
+            inter_weight: lambda, the weight of the terms between modalities; the others weigh the rest.
+            ema_rate: the share of the targets kept at each step, in [0, 1); where a schedule starts.
+            ema_final_rate: where a schedule ends, in [0, 1], below 1 if it is exponential.
+            ema_schedule: how the rate goes from the one to the other.
+            ema_steps: optimizer steps that it takes; needed by all schedules but `constant`.
+            predictor: an option of `configs/predictor`.
+        """
         super().__init__()
         if not 0 <= ema_rate < 1:
             raise ValueError(f"ema_rate={ema_rate}: must be in [0, 1); the paper uses 0.95")
-        self.inter_weight, self.ema_rate, self.predictor = inter_weight, ema_rate, predictor
+        if ema_schedule not in SCHEDULES:
+            raise ValueError(f"ema_schedule={ema_schedule!r}: must be one of {', '.join(SCHEDULES)}")
+        if not 0 <= ema_final_rate <= 1 or (ema_schedule == "exponential" and ema_final_rate == 1):
+            raise ValueError(f"ema_final_rate={ema_final_rate}: must be in [0, 1], below 1 for an exponential schedule")
+        if ema_steps is not None and ema_steps < 1:
+            raise ValueError(f"ema_steps={ema_steps}: must be 1 or more")
+        self.inter_weight, self.ema_rate, self.ema_final_rate = inter_weight, ema_rate, ema_final_rate
+        self.ema_schedule, self.ema_steps, self.predictor = ema_schedule, ema_steps, predictor
+        self.register_buffer("steps", torch.zeros((), dtype=torch.long))  # in checkpoints: a schedule goes on
         self.audio_predictor: nn.Module = nn.Identity()
         self.text_predictor: nn.Module = nn.Identity()
         self.targets = nn.ModuleDict()
 
     def prepare(self, model: DualEncoder) -> None:
         """Build predictors, and targets as copies of both towers; a frozen encoder is its own target."""
+        if self.ema_schedule != "constant" and self.ema_steps is None:
+            raise OptionError(
+                f"ema_schedule={self.ema_schedule} needs to know when it ends: set objective.ema_steps to the number "
+                "of optimizer steps of the run (epochs times batches per epoch)"
+            )
         self.audio_predictor = options.build("predictor", self.predictor, dim=model.dim)
         self.text_predictor = options.build("predictor", self.predictor, dim=model.dim)
         for name, module in self._tracked(model).items():
@@ -62,9 +119,12 @@ class SLAP(nn.Module):
         return losses.slap(**embeddings, inter_weight=self.inter_weight)
 
     def after_step(self, model: DualEncoder) -> None:
-        """Move the targets."""
+        """Move the targets, at the rate that the schedule has come to."""
+        rate = self._rate()
         for name, module in self._tracked(model).items():
-            ema.update(self.targets[name], module, rate=self.ema_rate)
+            if name in self.targets:  # a part that was frozen at the start is its own target to the end
+                ema.update(self.targets[name], module, rate=rate)
+        self.steps += 1
 
     def embedder(self, model: DualEncoder) -> DualEncoder:
         """The same towers with the predictors on top: SLAP retrieves with predictions (decision 4)."""
@@ -85,6 +145,17 @@ class SLAP(nn.Module):
         super().train(mode)
         self.targets.eval()
         return self
+
+    def _rate(self) -> float:
+        if self.ema_schedule == "constant" or self.ema_steps is None:
+            return self.ema_rate  # without asking the device how many steps there were
+        return scheduled_rate(
+            int(self.steps),
+            schedule=self.ema_schedule,
+            total=self.ema_steps,
+            start=self.ema_rate,
+            end=self.ema_final_rate,
+        )
 
     def _represent_text_target(self, model: DualEncoder, captions: list[str]) -> Tensor:
         if "text_encoder" not in self.targets:  # frozen: the same representation on both sides
