@@ -9,12 +9,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning_fabric.plugins import Precision
 from safetensors.torch import load_file
 
 from antiphon import train
+from antiphon.data.loaders import TrainLoader
+from antiphon.data.pairs import Batch
 from antiphon.errors import OptionError, TrainingError
+from antiphon.model import DualEncoder, build_parts
+from antiphon.objectives.clap import CLAP
 from antiphon.training import checkpoint
 from antiphon.training.tracking import read_column
+from antiphon.training.trainer import Trainer
 
 OBJECTIVES = ["clap", "slap"]
 
@@ -32,10 +38,33 @@ def test_the_loss_falls(objective, tiny_overrides, tmp_path):
     assert (tmp_path / "run" / "results.json").exists()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_a_killed_run_ends_with_the_weights_of_an_uninterrupted_one(objective, tiny_overrides, tmp_path):
+def test_the_loss_falls_in_micro_batches(objective, tiny_overrides, tmp_path):
+    settings = [f"objective={objective}", "trainer.learning_rate=3e-3", "trainer.micro_batch_size=5", "test=false"]
+    settings += ["projector=residual", "audio_projector.dim=16", "text_projector.dim=16"]  # without BatchNorm
+    train.run([*tiny_overrides, *settings, f"out={tmp_path / 'run'}"])
+    _, losses = read_column(tmp_path / "run" / "train.csv", "train/loss")
+    assert sum(losses[-3:]) < sum(losses[:3])
+
+
+def test_only_a_micro_batch_is_embedded_at_a_time_and_the_loss_sees_all(tiny_overrides, tmp_path, monkeypatch):
+    seen = {"embed": set(), "loss": set()}
+    embed, loss = CLAP.embed, CLAP.loss
+    monkeypatch.setattr(CLAP, "embed", lambda *given: [seen["embed"].add(len(given[2])), embed(*given)][1])
+    monkeypatch.setattr(CLAP, "loss", lambda *given: [seen["loss"].add(len(given[2])), loss(*given)][1])
+    settings = ["objective=clap", "trainer.micro_batch_size=6", "trainer.max_epochs=1", "test=false"]
+    train.run([*tiny_overrides, *settings, f"out={tmp_path / 'run'}"])
+    assert seen == {"embed": {5, 6}, "loss": {16}}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("micro_batch_size", ["null", "6"])
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_a_killed_run_ends_with_the_weights_of_an_uninterrupted_one(
+    objective, micro_batch_size, tiny_overrides, tmp_path
+):
     settings = [f"objective={objective}", "trainer.checkpoint_every_steps=1", "trainer.average_rate=0.9", "test=false"]
+    settings += [f"trainer.micro_batch_size={micro_batch_size}", "audio_encoder.dropout=0.2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     subprocess.run(command(tiny_overrides, whole, *settings), check=True, env=environment, capture_output=True)
@@ -79,6 +108,84 @@ def test_a_complete_run_is_not_trained_again(tiny_overrides, tmp_path):
     assert again.metrics == first.metrics
 
 
+def fit(values, out, *, patience, max_epochs=9, **settings):
+    """A tiny run whose validations give `values` in turn; returns those that were logged."""
+    torch.manual_seed(0)
+    tower = {"name": "cnn-tiny", "width": 4, "depth": 1, "dim": 8}
+    text = {"name": "transformer-small", "width": 8, "heads": 1, "vocab_size": 300, "layers": 1}
+    head = {"name": "linear", "dim": 8}
+    parts = {"audio_encoder": tower, "text_encoder": text, "audio_projector": head, "text_projector": head}
+    model = DualEncoder(**build_parts(parts))
+    model.text_encoder.fit_tokenizer(["a", "b"])
+    trainer = Trainer(
+        max_epochs=max_epochs, learning_rate=1e-3, accelerator="cpu", monitor="score", patience=patience, **settings
+    )
+    left = iter(values or [])
+    validate = None if values is None else lambda model: {"score": next(left)}
+    trainer.fit(model=model, objective=CLAP(), loader=TwoBatches(), out=out, validate=validate)
+    return read_column(out / "val.csv", "score")[1]
+
+
+class TwoBatches(TrainLoader):
+    """Two batches of two sounds per epoch, from no file."""
+
+    def __init__(self):
+        self.batch_size = 2
+
+    def __len__(self):
+        return 2
+
+    def epoch(self, epoch, *, start=0):
+        wave = torch.randn(2, 32000, generator=torch.Generator().manual_seed(epoch)) * 0.1
+        yield from [Batch(ids=["1", "2"], wave=wave, captions=["a", "b"])] * (2 - start)
+
+
+@pytest.mark.parametrize(
+    ("values", "patience", "validations"),
+    [
+        ([0.1, 0.2, 0.2, 0.1, 0.9], 2, 4),  # equal is not better
+        ([0.1, 0.2, 0.1, 0.3, 0.1, 0.2, 0.9], 2, 6),  # a better one starts the count again
+        ([0.3, 0.2, 0.9], 1, 2),
+        ([0.1, 0.0, 0.0, 0.0, 0.2, 0.0, 0.0, 0.0, 0.0], None, 9),
+    ],
+)
+def test_patience_counts_validations_without_a_better_value(values, patience, validations, tmp_path, capsys):
+    assert fit(values, tmp_path, patience=patience) == values[:validations]
+    stopped = f"stopped after epoch {validations}: {patience} validations without a better score"
+    assert (stopped in capsys.readouterr().err) == (patience is not None)
+
+
+def test_a_run_that_stopped_early_stays_stopped_and_keeps_its_best(tmp_path):
+    fit([0.1, 0.2, 0.1, 0.1], tmp_path, patience=2)
+    best = (tmp_path / "model" / "model.safetensors").read_bytes()
+    assert fit([], tmp_path, patience=2) == [0.1, 0.2, 0.1, 0.1]
+    assert (tmp_path / "model" / "model.safetensors").read_bytes() == best
+
+
+def test_patience_is_counted_across_a_resume(tmp_path):
+    fit([0.2, 0.1], tmp_path, patience=3, max_epochs=2)
+    assert fit([0.1, 0.1, 0.9], tmp_path, patience=3) == [0.2, 0.1, 0.1, 0.1]
+
+
+def test_patience_needs_something_to_wait_for(tmp_path):
+    with pytest.raises(OptionError, match=r"trainer\.patience=2: there is no validation.*data\.val"):
+        fit(None, tmp_path, patience=2)
+
+
+def test_batchnorm_is_not_left_a_sound_alone(tmp_path):
+    with pytest.raises(OptionError, match=r"micro_batch_size=1 leaves a sound of data.batch_size=2 alone.*3 or more"):
+        fit([0.1] * 9, tmp_path, patience=None, micro_batch_size=1)
+
+
+def test_the_state_of_float16s_scaler_is_in_the_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.setattr(Precision, "state_dict", lambda self: {"scale": 1024.0})
+    fit([0.1], tmp_path, patience=None, max_epochs=1)
+    read = []
+    monkeypatch.setattr(Precision, "load_state_dict", lambda self, state: read.append(state))
+    fit([0.1], tmp_path, patience=None, max_epochs=2)
+    assert read == [{"scale": 1024.0}]
+
+
 def test_other_settings_in_the_same_folder_are_refused(tiny_overrides, tmp_path):
     out = tmp_path / "run"
     train.run([*tiny_overrides, f"out={out}", "test=false"])
@@ -100,13 +207,16 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_batch(tiny_overri
         ("data.batchsize=3", "batchsize"),
         ("trainer.devices=4", "one device"),
         ("trainer.max_epochs=0", "1 or more"),
+        ("trainer.micro_batch_size=0", r"micro_batch_size=0: must be 1 or more"),
+        ("trainer.patience=0", r"patience=0 .*1 or more"),
+        ("trainer.patience=2 trainer.monitor=null", r"set trainer\.monitor, or trainer\.patience=null"),
         ("trainer.precision=float8", "float8"),
         ("objective.ema_rate=2.0", r"must be in \[0, 1\)"),
     ],
 )
 def test_unknown_options_are_one_line(override, message, tiny_overrides, tmp_path):
     with pytest.raises(OptionError, match=message) as caught:
-        train.run([*tiny_overrides, f"out={tmp_path / 'run'}", override])
+        train.run([*tiny_overrides, f"out={tmp_path / 'run'}", *override.split()])
     assert "\n" not in str(caught.value)
 
 

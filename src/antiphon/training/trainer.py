@@ -1,8 +1,9 @@
 """The loop. Plain, top to bottom, on Lightning Fabric; it knows no objective by name.
 
-One step: decode ahead -> towers under autocast (`objective.embed`) -> loss in float32 -> backward, clip, AdamW ->
-`objective.after_step` -> the averaged model. Validation runs on the averaged model where there is one. The best model
-by the monitored value, the last checkpoint and the numbers are on disk at any time: a killed run goes on in its epoch.
+One step: decode ahead -> towers under autocast (`objective.embed`), a micro-batch at a time -> loss in float32 ->
+backward (`gradient_cache`), clip, AdamW -> `objective.after_step` -> the averaged model. Validation runs on the
+averaged model where there is one. The best model by the monitored value, the last checkpoint and the numbers are on
+disk at any time: a killed run goes on in its epoch.
 """
 
 import math
@@ -22,7 +23,7 @@ from antiphon.errors import OptionError, TrainingError
 from antiphon.model import DualEncoder
 from antiphon.objectives.contract import Objective
 from antiphon.progress import bar, say
-from antiphon.training import checkpoint
+from antiphon.training import checkpoint, gradient_cache
 from antiphon.training.optim import adamw, cosine, set_learning_rate
 from antiphon.training.tracking import MetricsFile
 
@@ -37,6 +38,7 @@ class Place:
     epoch: int = 0
     batch: int = 0  # batches done of this epoch
     best: float = -math.inf
+    waited: int = 0  # validations since the best
 
 
 class _Towers(nn.Module):
@@ -70,11 +72,22 @@ class Trainer:
         validate_every_epochs: int = 1,
         checkpoint_every_steps: int = 50,
         monitor: str | None = "val/retrieval/text_to_audio/r@10",  # keep the best by this; None: keep the last
+        patience: int | None = None,  # stop after so many validations without a better one; None: never
+        micro_batch_size: int | None = None,  # sounds in memory at once; None: the whole batch
     ) -> None:
         if devices != 1:
             raise OptionError(f"trainer.devices={devices}: this version trains on one device; set trainer.devices=1")
         if max_epochs < 1:
             raise OptionError(f"trainer.max_epochs={max_epochs}: must be 1 or more")
+        if micro_batch_size is not None and micro_batch_size < 1:
+            raise OptionError(
+                f"trainer.micro_batch_size={micro_batch_size}: must be 1 or more, or null for no splitting"
+            )
+        if patience is not None and (patience < 1 or monitor is None):
+            raise OptionError(
+                f"trainer.patience={patience} with trainer.monitor={monitor}: patience counts validations (1 or more) "
+                "without a better monitored value; set trainer.monitor, or trainer.patience=null"
+            )
         self.max_epochs, self.learning_rate, self.weight_decay, self.betas = (
             max_epochs,
             learning_rate,
@@ -90,7 +103,7 @@ class Trainer:
             validate_every_epochs,
             checkpoint_every_steps,
         )
-        self.monitor = monitor
+        self.monitor, self.patience, self.micro_batch_size = monitor, patience, micro_batch_size
         self.fabric = Fabric(accelerator=accelerator, devices=devices, precision=precision)
 
     def fit(
@@ -105,15 +118,21 @@ class Trainer:
         """Train until `max_epochs`, going on from `out/checkpoint.pt` if it is there; returns the saved model's folder.
 
         With `validate`, `out/model` is the best model by its value `monitor` (higher is better); without it or without
-        a `monitor`, the last.
-        Raises `TrainingError` when the loss is not finite or nothing can be written.
+        a `monitor`, the last. `patience` ends the run early, for good: the same command trains no further.
+        Raises `TrainingError` when the loss is not finite or nothing can be written, and `OptionError` for a `patience`
+        without validation or a `micro_batch_size` that leaves BatchNorm a sound alone.
         """
+        if self.patience and validate is None:
+            raise OptionError(
+                f"trainer.patience={self.patience}: there is no validation to wait for; give data.val or rows whose "
+                "split is 'val', or set trainer.patience=null"
+            )
         run = _Run(self, model, objective, loader, out)
         total = self.max_epochs * len(loader)
         run.resume()
         with bar("training", total=total) as advance:
             advance(run.place.step)
-            while run.place.epoch < self.max_epochs:
+            while run.place.epoch < self.max_epochs and not run.out_of_patience:
                 for batch in loader.epoch(run.place.epoch, start=run.place.batch):
                     values = run.step(batch, total)
                     advance(note=f"loss {values['train/loss']:.3f}  {values['samples_per_second']:.0f} sounds/s")
@@ -125,6 +144,10 @@ class Trainer:
                     run.validate(validate)
                 if last or run.place.epoch % self.validate_every_epochs == 0:
                     run.write_checkpoint()
+        if run.out_of_patience:
+            say(
+                f"stopped after epoch {run.place.epoch}: {run.place.waited} validations without a better {self.monitor}"
+            )
         if not (validate and self.monitor):
             run.embedder.save(out / "model")
         elif not (out / "model" / "config.json").exists():
@@ -141,7 +164,9 @@ class _Run:
         self.trainer, self.fabric, self.loader, self.out = trainer, trainer.fabric, loader, out
         self.model, self.objective = model, objective
         objective.prepare(model)
-        towers = _Towers(model, objective)
+        towers = _Towers(model, objective).train()
+        self.micro_batch_size = trainer.micro_batch_size or loader.batch_size
+        _refuse_a_sound_alone(towers, loader.batch_size, self.micro_batch_size)
         self.optimizer = adamw(
             [towers],
             learning_rate=trainer.learning_rate,
@@ -160,6 +185,11 @@ class _Run:
         """The model to validate and to keep."""
         return self.live if self.average is None else self.average  # type: ignore[return-value]
 
+    @property
+    def out_of_patience(self) -> bool:
+        """Whether the last `patience` validations brought nothing better."""
+        return self.trainer.patience is not None and self.place.waited >= self.trainer.patience
+
     def step(self, batch: Batch, total: int) -> dict[str, float]:
         """One optimizer step on one batch."""
         start, trainer = time.perf_counter(), self.trainer
@@ -168,11 +198,16 @@ class _Run:
         )
         set_learning_rate(self.optimizer, rate)
         self.towers.train()
-        embeddings = self.towers(batch.ids, batch.wave.to(self.fabric.device), batch.captions)
-        terms = self.objective.loss(embeddings, batch)
-        self._stop_unless_finite(terms["loss"], batch)
         self.optimizer.zero_grad()
-        self.fabric.backward(terms["loss"])
+        terms = gradient_cache.backward(
+            objective=self.objective,
+            towers=self.towers,
+            embed=self._embed,
+            batch=batch,
+            micro_batch_size=self.micro_batch_size,
+            run=self.fabric.backward,
+        )
+        self._stop_unless_finite(terms["loss"], batch)
         norm = self.fabric.clip_gradients(self.towers, self.optimizer, max_norm=trainer.gradient_clip_val)
         self.optimizer.step()
         self.objective.after_step(self.model)
@@ -180,6 +215,7 @@ class _Run:
         self.place.batch += 1
         if self.average is not None:  # a young average forgets its random start quickly
             young = (1 + self.place.step) / (10 + self.place.step)
+            self.average.scale = self.live.scale  # type: ignore[assignment]
             for name, part in self.live.named_children():
                 if name not in self.model.frozen:
                     ema.update(getattr(self.average, name), part, rate=min(trainer.average_rate, young))
@@ -200,8 +236,9 @@ class _Run:
             )
         )
         monitor = self.trainer.monitor
+        self.place.waited += 1
         if monitor and values[monitor] > self.place.best:
-            self.place.best = values[monitor]
+            self.place.best, self.place.waited = values[monitor], 0
             self.embedder.save(self.out / "model")
 
     def write_checkpoint(self) -> None:
@@ -214,6 +251,7 @@ class _Run:
             "optimizer": self.optimizer.state_dict(),
             "average": checkpoint.trainable_state(self.average, frozen=frozen) if self.average is not None else None,
             "random": checkpoint.random_state(),
+            "precision": self.fabric.strategy.precision.state_dict(),  # float16's scaler
         }
         checkpoint.write(state, self.out / "checkpoint.pt")
 
@@ -229,10 +267,16 @@ class _Run:
             if self.average is not None:
                 checkpoint.load_trainable(self.average, state["average"], frozen=frozen)
             checkpoint.set_random_state(state["random"])
+            if state.get("precision"):
+                self.fabric.strategy.precision.load_state_dict(state["precision"])
             self.place = Place(**state["place"])
             say(f"going on from step {self.place.step} (epoch {self.place.epoch}) of {path}")
         self.train_log.rewind(self.place.step)
         self.val_log.rewind(self.place.step)
+
+    def _embed(self, part: Batch) -> dict[str, Tensor]:
+        """A micro-batch through the towers: only it is moved to the device."""
+        return self.towers(part.ids, part.wave.to(self.fabric.device), part.captions)
 
     def _stop_unless_finite(self, loss: Tensor, batch: Batch) -> None:
         if bool(torch.isfinite(loss)):
@@ -243,4 +287,15 @@ class _Run:
             f"the loss is {loss.item()} at step {self.place.step + 1} (batch: {', '.join(batch.ids[:8])}, ...); "
             f"{kept}. "
             "Lower trainer.learning_rate or train in trainer.precision=32-true"
+        )
+
+
+def _refuse_a_sound_alone(towers: nn.Module, batch_size: int, micro_batch_size: int) -> None:
+    """BatchNorm cannot train on one sound: nothing is left after its mean is taken off."""
+    alone = min(gradient_cache.sizes(batch_size, most=micro_batch_size)) < 2
+    norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+    if alone and any(isinstance(module, norms) and module.training for module in towers.modules()):
+        raise OptionError(
+            f"trainer.micro_batch_size={micro_batch_size} leaves a sound of data.batch_size={batch_size} alone, and "
+            "this model has BatchNorm, which needs two; set trainer.micro_batch_size to 3 or more"
         )
