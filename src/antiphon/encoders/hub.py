@@ -211,3 +211,18 @@ def _quiet() -> Iterator[None]:
 
 def _one_line(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+
+
+@contextlib.contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Switch off transformers' loading bar and its reports of what is left out on purpose."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()
+        logging.set_verbosity(before)

@@ -21,10 +21,9 @@ Differences from the originals: AST's extractor pads the features of a short sou
 noise is added where an extractor dithers; Whisper's and CLAP's other halves are left out; the model is float32.
 """
 
-import contextlib
 import json
 import pickle
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 import torch
@@ -34,6 +33,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from antiphon.encoders.audio.efficientat import Tables, kaldi_table, symmetric_hann
+from antiphon.encoders.hub import quiet_loading
 from antiphon.errors import OptionError, WeightsError
 from antiphon.features import LogMel
 from antiphon.windows import Padding
@@ -325,7 +325,7 @@ def _read_front_end(name: str) -> dict[str, Any]:
     from transformers import AutoFeatureExtractor
 
     try:
-        with _quiet_loading():
+        with quiet_loading():
             return _translate(AutoFeatureExtractor.from_pretrained(name, trust_remote_code=False))
     except (OSError, ValueError, ImportError, KeyError) as error:
         raise WeightsError(
@@ -410,7 +410,7 @@ def _pretrained(name: str, config: Any, architectures: list[str]) -> Any:
     """The audio tower with its weights, from a folder or the hub."""
     cls, part = _loader(config, architectures)
     try:
-        with _quiet_loading():
+        with quiet_loading():
             whole, info = cls.from_pretrained(name, config=config, dtype=torch.float32, output_loading_info=True)
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
         raise _unreadable(name, error) from error
@@ -450,7 +450,7 @@ def _build(config: Any) -> Any:
     own = {"clap_audio_model": ClapAudioModel, "whisper": WhisperEncoder}
     cls = own[config.model_type] if config.model_type in own else _model_class(config)
     try:
-        with _quiet_loading():
+        with quiet_loading():
             return cls(config)
     except Exception as error:  # each model class checks its sizes in its own way
         raise OptionError(f"the architecture is no {config.model_type} that can be built: {_line(error)}") from error
@@ -498,7 +498,7 @@ def _config(values: Mapping[str, Any], *, source: str) -> Any:
             "audio-spectrogram-transformer, whisper, clap"
         )
     try:
-        with _quiet_loading():
+        with quiet_loading():
             config = CONFIG_MAPPING[kind].from_dict(plain)
     except Exception as error:  # each config class checks its values in its own way
         raise WeightsError(f"the architecture of audio encoder '{source}' is no {kind}: {_line(error)}") from error
@@ -559,18 +559,3 @@ def _line(error: Exception) -> str:
 def _some(keys: set[str]) -> str:
     more = f" and {len(keys) - _LISTED} more" if len(keys) > _LISTED else ""
     return ", ".join(sorted(keys)[:_LISTED]) + more
-
-
-@contextlib.contextmanager
-def _quiet_loading() -> Iterator[None]:
-    """Switch off transformers' loading bar and its reports of what is left out on purpose."""
-    from transformers.utils import logging
-
-    before = logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.enable_progress_bar()
-        logging.set_verbosity(before)

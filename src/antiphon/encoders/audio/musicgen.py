@@ -24,9 +24,8 @@ are decisions, and rounding that depends on the batch would flip some. Names are
 `audio_encoder.`.
 """
 
-import contextlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -34,6 +33,7 @@ from jaxtyping import Float, Int
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from antiphon.encoders.hub import quiet_loading
 from antiphon.encoders.weights import Rules
 from antiphon.errors import OptionError, WeightsError
 from antiphon.windows import Padding
@@ -218,7 +218,7 @@ def _pretrained(name: str) -> tuple[Any, Any]:
     from transformers.models.musicgen.modeling_musicgen import MusicgenDecoder
 
     try:
-        with _quiet_loading():
+        with quiet_loading():
             config = AutoConfig.from_pretrained(name)
             if config.model_type != "musicgen":
                 raise WeightsError(f"'{name}' is a '{config.model_type}' model: a 'musicgen' one is wanted")
@@ -256,7 +256,7 @@ def _build(architecture: Mapping[str, Any]) -> tuple[Any, Any]:
 
     if set(architecture) != {"audio_encoder", "decoder"}:
         raise OptionError(f"architecture has {sorted(architecture)}: 'audio_encoder' and 'decoder' are wanted")
-    with _quiet_loading():
+    with quiet_loading():
         encodec = EncodecModel(EncodecConfig(**architecture["audio_encoder"]))
         transformer = MusicgenDecoder(MusicgenDecoderConfig(**architecture["decoder"]))
     for layer in encodec.quantizer.layers:
@@ -287,18 +287,3 @@ def _plain(config: Any) -> dict[str, Any]:
     """A configuration's own values, as JSON can hold them."""
     notes = ("transformers_version", "architectures", "dtype", "model_type", "_name_or_path")
     return {key: value for key, value in config.to_diff_dict().items() if key not in notes}
-
-
-@contextlib.contextmanager
-def _quiet_loading() -> Iterator[None]:
-    """Switch off transformers' loading bar, its report of the parts left out, and a warning about the blank's id."""
-    from transformers.utils import logging
-
-    before = logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.enable_progress_bar()
-        logging.set_verbosity(before)

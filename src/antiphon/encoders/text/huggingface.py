@@ -21,9 +21,8 @@ msclap passes texts over 77 tokens whole (its tokenizer call pads to 77 and name
 not cut); Custom-CLAP cuts at 77, suffix and all. Here `max_length` cuts like the latter; set it to 1024 for the former.
 """
 
-import contextlib
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,6 +31,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from antiphon.encoders.contract import Tokens
+from antiphon.encoders.hub import quiet_loading
 from antiphon.encoders.text.tokenizers import PACKAGE, PretrainedTokenizer, locate
 from antiphon.errors import OptionError, WeightsError
 from antiphon.text import split_compounds as split
@@ -145,7 +145,7 @@ def _pretrained(name: str, pooling: Pooling) -> Any:
     config = _config(_read_values(source, name=name), source=name)
     cls = _model_class(config)
     try:
-        with _quiet_loading():
+        with quiet_loading():
             model, info = cls.from_pretrained(
                 source, config=config, dtype=torch.float32, output_loading_info=True, **_pooler(cls, config, pooling)
             )
@@ -167,7 +167,7 @@ def _build(config: Any, pooling: Pooling) -> Any:
         from transformers.models.bart.modeling_bart import BartEncoder
 
         cls = BartEncoder
-    with _quiet_loading():
+    with quiet_loading():
         return cls(config, **_pooler(cls, config, pooling))
 
 
@@ -194,7 +194,7 @@ def _config(values: Mapping[str, Any], *, source: str) -> Any:
             "itself has, such as roberta, bert, gpt2, t5, bart, modernbert, clip_text_model"
         )
     try:
-        with _quiet_loading():
+        with quiet_loading():
             config = CONFIG_MAPPING[kind].from_dict(plain)
     except Exception as error:  # each config class checks its values in its own way
         raise WeightsError(
@@ -269,18 +269,3 @@ def _unreadable(name: str, error: Exception) -> WeightsError:
         f"cannot read text encoder '{name}': {' '.join(str(error).split())[:300]}. Give a transformers hub id, a "
         f"folder with config.json, model.safetensors and the tokenizer, or '{PACKAGE}NAME'"
     )
-
-
-@contextlib.contextmanager
-def _quiet_loading() -> Iterator[None]:
-    """Switch off transformers' loading bar and its reports of what is left out on purpose."""
-    from transformers.utils import logging
-
-    before = logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.enable_progress_bar()
-        logging.set_verbosity(before)
