@@ -5,15 +5,17 @@ batch takes at most 2.2 times as much, where all at once it would take four time
 
 Each loss on random embeddings in float32 on the CPU, with the gradient to both sides; captions are given as numbers or
 embeddings, so that no matrix comes from outside. `rows` compares a few sounds at a time with the whole batch, as many
-as the losses take by themselves; `whole` all at once. Each line is a process of its own. Peak: the most resident memory
-(VmHWM) less what is resident before (the embeddings); `matrix` is batch x batch float32, of `nt_xent` four times that,
-since its queries are two views of each sound. One call is measured, after one of 64 sounds to warm up, in CPU seconds
-of all threads, which other work on the machine hardly moves. A whole one that would need more than `--limit`, by the
-one before (the square of the batch), is left out.
+as the losses take by themselves; `whole` all at once. Each line is two processes of its own, one for memory and one for
+speed. Peak: the most resident memory (VmHWM) less what is resident before (the embeddings), malloc giving freed blocks
+back at once as in `memory.py`; `matrix` is batch x batch float32, of `nt_xent` four times that, since its queries are
+two views of each sound. One call is measured, after one of 64 sounds to warm up, in CPU seconds of all threads, which
+other work on the machine hardly moves. A whole one that would need more than `--limit`, by the one before (the square
+of the batch), is left out.
 """
 
 import argparse
 import json
+import os
 import re
 import subprocess
 import sys
@@ -72,11 +74,14 @@ def resident(name: str) -> float:
 
 
 def in_a_process(name: str, batch: int, arguments: argparse.Namespace, rows_at_once: int | None) -> dict[str, float]:
-    """`measure` where nothing was before."""
+    """`measure` where nothing was before: its memory from one process, its speed from another."""
     sizes = [str(value) for value in (batch, arguments.dim, rows_at_once or 0)]
     command = [sys.executable, __file__, f"--threads={arguments.threads}", "--one", name, *sizes]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
-    return json.loads(done.stdout.splitlines()[-1])
+    found = []
+    for malloc in ({"MALLOC_MMAP_THRESHOLD_": "131072"}, {}):
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, env={**os.environ, **malloc})
+        found.append(json.loads(done.stdout.splitlines()[-1]))
+    return {**found[0], "seconds": found[1]["seconds"]}
 
 
 def compare(name: str, arguments: argparse.Namespace) -> None:

@@ -3,13 +3,16 @@
 Decoding is libsndfile's (through soundfile), resampling is soxr's; nothing here touches torch. Every
 function is stateless and opens its own handle, so callers may decode in threads. A file that cannot be read
 is an `AudioError` with the file and the cause; an array that looks like a mistake is a `ValueError`. No
-exception of soundfile escapes.
+exception of soundfile escapes. A path may be an address of a sound inside a tar, a Parquet file or a `.npy`
+array: see `addresses`.
 
 A truncated file is read as far as it decodes where its decoder calls that an end (WAV, AIFF, Ogg, MP3);
 where the decoder reports an error (FLAC), it is an `AudioError`. MP3 and Ogg decoders skip a damaged
 stretch in silence: then fewer frames come out than `probe` announced.
 """
 
+import hashlib
+import io
 import os
 import stat
 from collections.abc import Iterator
@@ -23,6 +26,7 @@ import soundfile
 import soxr
 from jaxtyping import Float
 
+from antiphon import addresses
 from antiphon.errors import AudioError
 
 AudioPath = str | os.PathLike[str]
@@ -66,27 +70,28 @@ class Decoder(soundfile.SoundFile):
     from a pipe. An explicit `seek` still works.
     """
 
+    address = ""  # what errors call it
+
     def seekable(self) -> bool:
         """Always false: see the class."""
         return False
 
     def mono_blocks(self, *, frames: int) -> Iterator[Float[np.ndarray, " samples"]]:
         """Mono blocks of `frames` (the last may be shorter) from where the file stands to its end."""
-        text = os.fsdecode(self.name)
         while len(block := self.read(frames, dtype="float32", always_2d=True)):
-            yield _finite(to_mono(block.T), text)
+            yield _finite(to_mono(block.T), self.address)
         if self.tell() == 0:
-            raise AudioError(f"cannot read '{text}': nothing of it decodes: damaged or cut off, get it again")
+            raise AudioError(f"cannot read '{self.address}': nothing of it decodes: damaged or cut off, get it again")
 
 
 @contextmanager
 def opened(path: AudioPath) -> Iterator[Decoder]:
     """A `Decoder` on `path`; whatever soundfile raises inside becomes an `AudioError` naming the file."""
     text = os.fsdecode(path)
-    _check_file(text)
+    source = _source(text)
     try:
-        # bytes, because names in old libraries are not always valid UTF-8
-        file = Decoder(os.fsencode(path) if os.name == "posix" else text)
+        file = Decoder(source)
+        file.address = text
     except (soundfile.SoundFileError, RuntimeError, TypeError, ValueError) as error:
         raise AudioError(
             f"cannot read '{text}': {_cause(error)}; allowed is what libsndfile decodes "
@@ -151,6 +156,16 @@ def blocks(path: AudioPath, *, frames: int) -> Iterator[Float[np.ndarray, " samp
         raise ValueError(f"blocks of {frames} frames: give at least 1")
     with opened(path) as file:
         yield from file.mono_blocks(frames=frames)
+
+
+def digest(path: AudioPath) -> bytes:
+    """SHA-256 (32 bytes) of a sound as it is stored: of the file, or of its part that an address means."""
+    text = os.fsdecode(path)
+    source = _source(text)
+    if isinstance(source, io.BytesIO):
+        return hashlib.sha256(source.getbuffer()).digest()
+    with open(text, "rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
 
 
 def to_mono(
@@ -246,17 +261,52 @@ def _as_float(array: np.ndarray, came: str) -> np.ndarray:
     return (array.astype(np.float32) - np.float32(zero)) / np.float32(scale)
 
 
-def _check_file(text: str) -> None:
+def _source(text: str) -> bytes | str | io.BytesIO:
+    """What libsndfile opens: the file's name, or the bytes of the part of a file that an address means."""
+    file, part = addresses.split(text) or (text, "")
+    _check_file(text, file)
+    if file.lower().endswith(".npy"):
+        stream = _as_wav(text, file, part)
+    elif part:
+        stream = io.BytesIO(addresses.content(text))
+    else:  # as bytes, because names in old libraries are not always valid UTF-8
+        return os.fsencode(text) if os.name == "posix" else text
+    return stream
+
+
+def _as_wav(text: str, file: str, part: str) -> io.BytesIO:
+    """An array of samples with the header that it lacks: a WAV of 32-bit floats, which alters no sample."""
+    rate = part.removeprefix("rate=")
+    if not (part.startswith("rate=") and rate.isdecimal()):
+        raise AudioError(
+            f"cannot read '{text}': an array does not know its sample rate: give the manifest a column sample_rate "
+            "(Hz), or the address 'a.npy#rate=16000'"
+        )
+    try:
+        array = np.load(file, mmap_mode="r", allow_pickle=False)
+        wave = check_wave(array, int(rate))
+    except (OSError, EOFError, ValueError) as error:
+        # Waves have one row, or one for each channel; what has more is most likely a spectrogram.
+        raise AudioError(
+            f"cannot read '{text}': {error}; a .npy must hold samples, and not a spectrogram: give the sound itself"
+        ) from error
+    stream = io.BytesIO()
+    soundfile.write(stream, wave, int(rate), format="WAV", subtype="FLOAT")
+    stream.seek(0)
+    return stream
+
+
+def _check_file(text: str, file: str) -> None:
     """Name what is wrong where libsndfile would only say 'System error' or 'Format not recognised'."""
     try:
-        status = os.stat(text)
+        status = os.stat(file)
         if stat.S_ISDIR(status.st_mode):
             raise AudioError(f"cannot read '{text}': it is a folder; give the sound files in it")
         if not stat.S_ISREG(status.st_mode):
             raise AudioError(f"cannot read '{text}': it is not a regular file")
         if status.st_size == 0:
             raise AudioError(f"cannot read '{text}': the file is empty (0 bytes); get it again")
-        os.close(os.open(text, os.O_RDONLY))
+        os.close(os.open(file, os.O_RDONLY))
     except FileNotFoundError as error:
         raise AudioError(f"cannot read '{text}': there is no such file; check the path") from error
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name

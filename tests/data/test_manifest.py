@@ -74,17 +74,13 @@ def _json(file):
     return json.loads(file.read_text(encoding="utf-8"))
 
 
-def test_esc50_csv_needs_its_caption_named(sounds_folder):
-    file, root = sounds_folder / "esc50.csv", sounds_folder / "esc50"
-    fails(
-        "no caption column",
-        "freesound_title",
-        "captions, caption, text",
-        "caption_column=",
-        file=file,
-        root=root,
-    )
-    table = read(file, root=root, caption_column="freesound_title")
+def test_esc50_csv_with_labels_and_with_a_column_for_captions(sounds_folder):
+    labelled = read(sounds_folder / "esc50.csv")
+    assert len(labelled) == 1401
+    assert (labelled[1].captions, labelled[1].label, labelled[1].fold) == ((), "chirping birds", "1")
+    assert labelled[1].audio == str(sounds_folder / "esc50" / "1-100038-A-14.ogg")
+    assert labelled[1].licence == "CC-BY"
+    table = read(sounds_folder / "esc50.csv", root=sounds_folder / "esc50", caption_column="freesound_title")
     assert table[1].captions == ("saz birds hyena",)
     assert table[1].label == "chirping birds"
     assert Path(table[1].audio).exists()
@@ -148,17 +144,24 @@ def test_format_is_told_from_content_not_suffix(tmp_path):
 
 def test_all_columns_and_their_types(tmp_path):
     row = {"id": 7, "audio": "a.wav", "captions": [" dark ", "", None], "split": "Training ", "label": 3}
-    row |= {"tags": "x|y", "start_s": "1.5", "end_time": 4, "note": "not ours"}
+    row |= {"tags": "x|y", "start_s": "1.5", "end_time": 4, "note": "not ours", "Fold": 2.0, "licence": " CC0 "}
+    row |= {"duration_seconds": "60", "sampling_rate": 44100.0, "sha256": "0A" * 32, "source": ["not", "a text"]}
     assert read(put(tmp_path, "a.json", json.dumps([row]))).table.to_pylist() == [
         {
             "id": "7",
             "audio": str(tmp_path / "a.wav"),
-            "captions": ["dark"],
-            "split": "train",
-            "label": "3",
-            "tags": ["x", "y"],
             "start_seconds": 1.5,
             "end_seconds": 4.0,
+            "captions": ["dark"],
+            "tags": ["x", "y"],
+            "label": "3",
+            "split": "train",
+            "fold": "2",
+            "duration_seconds": 60.0,
+            "sample_rate": 44100,
+            "sha256": "0a" * 32,
+            "licence": "CC0",
+            "source": None,
         }
     ]
 
@@ -247,7 +250,7 @@ def test_rows_of_one_sound_become_one_pair(tmp_path):
     ]
     assert table.notes == (
         "1 row with another label for a sound that has one: the first label is kept",
-        "1 row without a caption left out",
+        "1 row without a caption, a label or tags left out",
     )
 
 
@@ -257,7 +260,7 @@ def test_second_ids_and_late_labels(tmp_path):
     assert table[0] == Pair("1", str(tmp_path / "a.wav"), ("x", "y"), label="dog", tags=("u", "v"))
     assert table.notes == (
         "1 row with another id for a sound that has one: the first id is kept",
-        "2 rows without a caption left out",
+        "2 rows without a caption, a label or tags left out",
     )
 
 
@@ -323,11 +326,17 @@ ROWS = st.lists(
         {
             "id": WORDS,
             "audio": WORDS.filter(bool),
-            "captions": st.tuples(WORDS, WORDS, st.sampled_from(["x", "[]", "!!", "a|b"])),
+            "captions": st.tuples(WORDS, WORDS) | st.tuples(WORDS, st.sampled_from(["x", "[]", "!!", "a|b"])),
             "split": st.none() | st.sampled_from(["train", "Dev", "my split"]) | WORDS,
-            "label": st.none() | WORDS,
+            "label": WORDS.map("l".__add__),  # at least one word: a row without is left out
             "tags": st.lists(WORDS, max_size=3).map(tuple),
             "start_seconds": st.none() | SECONDS,
+            "fold": st.none() | st.sampled_from(["1", "1.0"]) | WORDS,
+            "duration_seconds": st.none() | SECONDS,
+            "sample_rate": st.none() | st.integers(1000, 768_000),
+            "sha256": st.none() | st.just("0f" * 32),
+            "licence": st.none() | WORDS,
+            "source": st.none() | WORDS,
         }
     ),
     min_size=1,
@@ -362,10 +371,11 @@ def test_round_trip(tmp_path, suffix, rows):
         (("a|b",), '["a|b"]'),
         (("!!loud",), '["!!loud"]'),
         (("[x]", "é"), '["[x]", "é"]'),
+        ((), ""),
     ],
 )
 def test_caption_cells_of_csv(tmp_path, captions, cell):
-    Manifest.from_pairs([Pair("i", "/a.wav", captions)]).write(tmp_path / "m.csv")
+    Manifest.from_pairs([Pair("i", "/a.wav", captions, tags=("t",))]).write(tmp_path / "m.csv")
     with (tmp_path / "m.csv").open(encoding="utf-8", newline="") as stream:
         (row,) = csv.DictReader(stream)
     assert list(row) == SCHEMA.names
@@ -425,6 +435,10 @@ def test_own_parquet_makes_no_rows(tmp_path, monkeypatch):
         ({"id": [""]}, {"id": "/0.wav"}),
         ({"label": [" dog"]}, {"label": "dog"}),
         ({"tags": [["a", "a"]]}, {"tags": ("a",)}),
+        ({"fold": ["1.0"]}, {"fold": "1"}),
+        ({"sha256": ["AB" * 32]}, {"sha256": "ab" * 32}),
+        ({"licence": [" CC0"]}, {"licence": "CC0"}),
+        ({"audio": ["/a.npy"], "sample_rate": [16000]}, {"audio": "/a.npy#rate=16000"}),
         ({"start_seconds": [float("nan")]}, {"start_seconds": None}),
         ({"audio": ["/a", "/a"], "captions": [["x"], ["y"]], "id": ["i", "j"]}, {"captions": ("x", "y")}),
     ],
@@ -443,7 +457,10 @@ def test_own_parquet_that_is_not_clean_is_cleaned(tmp_path, columns, expected):
         ({"end_seconds": [float("inf")]}, "row 1: end_seconds holds inf"),
         ({"start_seconds": [-1.0]}, "row 1: start_seconds holds -1.0"),
         ({"start_seconds": [2.0], "end_seconds": [2.0]}, "row 1: the part from 2 s to 2 s is empty"),
-        ({"audio": [None]}, "row 1: no audio path in column 'audio'"),
+        ({"audio": [None]}, "row 1: no audio path"),
+        ({"duration_seconds": [-1.0]}, "row 1: duration_seconds holds -1.0"),
+        ({"sample_rate": [3]}, "row 1: sample_rate holds 3; it must be a whole number of Hz from 1000 to 768000"),
+        ({"sha256": ["0f"]}, "row 1: sha256 holds '0f'; it must be 64 hex digits"),
         ({"captions": []}, "has columns and no rows"),
     ],
 )
@@ -478,16 +495,18 @@ def test_foreign_parquet(tmp_path):
     )
     pq.write_table(large, file)
     assert list(read(file)) == [Pair("0", "/0.wav", ("x",), "train")]
-    pq.write_table(pa.table({"audio": [{"bytes": b"", "path": "a.wav"}], "caption": ["x"]}), file)
-    fails("row 1: audio holds {'bytes'", "must be a path", file=file)
+    pq.write_table(pa.table({"audio": [{"array": [0.5], "path": "a.wav"}], "caption": ["x"]}), file)
+    fails("row 1: audio holds {'array'", "must be a path", file=file)
 
 
 # What is said when a file can't be used
 
 
 def test_missing_file_and_folder(tmp_path):
-    fails("gone.csv does not exist", "CSV, TSV, JSON, JSONL or Parquet", file=tmp_path / "gone.csv")
-    fails("is a folder; a manifest is one file", file=tmp_path)
+    fails("gone.csv does not exist", "CSV, TSV, JSON, JSONL, Parquet, tar", file=tmp_path / "gone.csv")
+    assert "hf://" not in fails("does not exist", file=tmp_path / "gone")
+    fails("owner/name does not exist", "a dataset of the hub is hf://datasets/owner/name", file="owner/name")
+    fails("is a folder of 0 sounds without words", file=tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -507,7 +526,7 @@ def test_missing_file_and_folder(tmp_path):
         ),
         ("audio,caption,caption\na.wav,x,y\n", ["'caption' stands there twice"]),
         ("audio,caption\na.wav,\nb.wav,  \n", ["none of 2 rows has a caption"]),
-        ("audio,caption\na.wav,x\n,y\n", ["line 3: no audio path in column 'audio'"]),
+        ("audio,caption\na.wav,x\n,y\n", ["line 3: no audio path; give one"]),
         ('audio,caption\na.wav,"x\ny"\nb.wav,y,z\n', ["line 4: 3 cells where the header names 2", "quotes"]),
         ("audio,caption\na.wav\n", ["line 2: 1 cell where the header names 2"]),
         ('audio,caption\na.wav,x\nb.wav,"y\nc.wav,z\n', ["line 3: broken CSV", "quote"]),
@@ -547,11 +566,11 @@ def test_what_is_said_of_broken_content(tmp_path, content, parts):
         (
             "m.csv",
             "audio,caption\na.wav,x\n".encode("utf-16-le"),
-            ["none of CSV, TSV, JSON, JSONL or Parquet"],
+            ["none of CSV, TSV, JSON, JSONL or Parquet, nor a tar"],
         ),
-        ("m.xlsx", b"PK\x03\x04\x14\0\0\0\x08\0\n\xff\0", ["none of CSV, TSV, JSON, JSONL or Parquet"]),
-        ("m.gz", b"\x1f\x8b\x08\n\xff\0\0", ["none of CSV, TSV, JSON, JSONL or Parquet"]),
-        ("m.yaml", b"sounds:\n  - a.wav\n", ["none of CSV, TSV, JSON, JSONL or Parquet"]),
+        ("m.xlsx", b"PK\x03\x04\x14\0\0\0\x08\0\n\xff\0", ["none of CSV, TSV, JSON, JSONL or Parquet, nor a tar"]),
+        ("m.gz", b"\x1f\x8b\x08\n\xff\0\0", ["none of CSV, TSV, JSON, JSONL or Parquet, nor a tar"]),
+        ("m.yaml", b"sounds:\n  - a.wav\n", ["none of CSV, TSV, JSON, JSONL or Parquet, nor a tar"]),
         ("m.parquet", b"PAR1 cut off", ["damaged Parquet", "again"]),
     ],
 )
@@ -577,6 +596,37 @@ def test_what_is_said_of_columns_and_splits(tmp_path):
 def test_no_pairs_is_an_error():
     with pytest.raises(DataError, match="the pairs: none of 0 rows has a caption"):
         Manifest.from_pairs([])
+
+
+# Rows without captions, folds
+
+
+def test_rows_with_a_label_or_tags_alone_are_kept_and_told_apart(tmp_path):
+    table = read(put(tmp_path, "a.csv", "path,caption,label,tags\na.wav,,dog,\nb.wav,x,,\nc.wav,,,t|u\nd.wav,,,\n"))
+    assert [(pair.captions, pair.label, pair.tags) for pair in table] == [
+        ((), "dog", ()),
+        (("x",), None, ()),
+        ((), None, ("t", "u")),
+    ]
+    assert table.notes == ("1 row without a caption, a label or tags left out",)
+    captioned = table.captioned()
+    assert [pair.id for pair in captioned] == ["b.wav"]
+    assert captioned.notes[1:] == ("2 pairs with a label or tags and without a caption left out",)
+    assert captioned.captioned() is captioned
+    labelled = read(put(tmp_path, "b.csv", "path,label\na.wav,dog\nb.wav,cat\n"))
+    assert labelled.captions() == []
+    with pytest.raises(DataError, match="none of the 2 pairs has a caption, only a label or tags: give them captions"):
+        labelled.captioned()
+    other = read(put(tmp_path, "c.csv", "path,label\na.wav,dog\nb.wav,cow\n"))
+    assert labelled.fingerprint() != other.fingerprint()
+
+
+def test_a_fold_is_held_out(tmp_path):
+    file = put(tmp_path, "a.csv", "path,label,fold\na.wav,x,1\nb.wav,y,2\nc.wav,z,2\n")
+    assert [pair.split for pair in read(file, test_fold=2)] == ["train", "test", "test"]
+    assert [pair.id for pair in read(file, test_fold="1", split="test")] == ["a.wav"]
+    fails("no pair is of fold '3'; the folds here are: 1, 2", file=file, test_fold=3)
+    fails("it has no column 'fold'", file=put(tmp_path, "b.csv", "path,label\na.wav,x\n"), test_fold=3)
 
 
 # Batches

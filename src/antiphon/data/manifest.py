@@ -1,10 +1,12 @@
-"""The manifest: one table of sounds and their captions, whatever file it came from.
+"""The manifest: one table of sounds and their words, whatever it came from.
 
-`read` takes SLAP's CSV (`npy_path,caption,set`, several captions as `!!one|two`), MusCALL's JSON
-(a list of `{audio_id, caption, audio_path}`, a file per split), Clotho's CSV
-(`file_name,caption_1,caption_2,...`), any CSV/TSV/JSON/JSONL/Parquet whose columns are named as in `ALIASES`,
-and what `Manifest.write` wrote. The format is told from the content; the suffix only helps where the content
-says nothing. How is in `formats`; nothing downstream knows formats.
+`read` takes any CSV/TSV/JSON/JSONL/Parquet whose columns are named as in `ALIASES`, among them SLAP's CSV
+(`npy_path,caption,set`, several captions as `!!one|two`), MusCALL's JSON (a list of `{audio_id, caption, audio_path}`,
+a file per split), Clotho's CSV (`file_name,caption_1,caption_2,...`) and what `Manifest.write` wrote; the tables of
+public sets as they were published (`layouts`: AudioCaps, MusicCaps, Song Describer, ESC-50, UrbanSound8K, FSD50K,
+MagnaTagATune, OpenMIC, VGGSound); LAION's tar shards, datasets of the Hugging Face hub and folders of classes
+(`folders`). The format is told from the content; the suffix only helps where the content says nothing. Nothing
+downstream knows formats.
 
 Unlike a data frame the table has one fixed schema, one row per sound (the rows of a file that name the same
 sound in the same split become one row with several captions), and audio paths that can be opened from
@@ -16,10 +18,13 @@ import json
 import math
 import operator
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, SupportsIndex
 
@@ -27,25 +32,23 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from antiphon.data import formats
+from antiphon.audio import HIGHEST_RATE, LOWEST_RATE
+from antiphon.data import folders, formats, layouts
 from antiphon.data.formats import ALIASES, SPLITS, split_name
 from antiphon.data.pairs import Pair
 from antiphon.errors import DataError
 
 __all__ = ["ALIASES", "SCHEMA", "SPLITS", "Manifest", "read", "split_name"]
 
-SCHEMA = pa.schema(
-    [
-        ("id", pa.string()),
-        ("audio", pa.string()),
-        ("captions", pa.list_(pa.string())),
-        ("split", pa.string()),
-        ("label", pa.string()),
-        ("tags", pa.list_(pa.string())),
-        ("start_seconds", pa.float64()),
-        ("end_seconds", pa.float64()),
-    ]
-)
+_KINDS = {
+    "captions": pa.list_(pa.string()),
+    "tags": pa.list_(pa.string()),
+    "start_seconds": pa.float64(),
+    "end_seconds": pa.float64(),
+    "duration_seconds": pa.float64(),
+    "sample_rate": pa.int32(),
+}
+SCHEMA = pa.schema([(name, _KINDS.get(name, pa.string())) for name in ALIASES])
 
 # What is not relative to a folder: an absolute path of this system, or a URL. Written for Arrow's RE2.
 _ROOTED = (
@@ -75,12 +78,11 @@ class Manifest:
     def from_pairs(cls, pairs: Iterable[Pair]) -> "Manifest":
         """A manifest of pairs, merged as `read` does; relative audio starts from the current folder.
 
-        An empty id becomes the audio path as given. Raises `DataError` where no pair has a caption, or one id
-        names two sounds.
+        An empty id becomes the audio path as given. Raises `DataError` where no pair has words (a caption, a label or
+        tags), or one id names two sounds.
         """
-        columns = {name: [name] for name in SCHEMA.names}
-        rows = (formats.clean_pair(f"pair {number}", vars(pair), columns, None) for number, pair in enumerate(pairs, 1))
-        made = _merge("the pairs", rows)
+        rows = (formats.clean_pair(f"pair {number}", vars(pair), None) for number, pair in enumerate(pairs, 1))
+        made = _merge("the pairs", rows, Counter())
         return replace(made, table=_rebase(made.table, os.getcwd()))
 
     def __len__(self) -> int:
@@ -118,19 +120,44 @@ class Manifest:
             )
         return replace(self, table=self.table.filter(pc.equal(self.table["split"], name)))
 
+    def held_out(self, fold: str | int) -> "Manifest":
+        """The same pairs with one fold as the split `test` and all others as `train`; `DataError` where it isn't."""
+        folds = self.table["fold"].drop_null().unique().to_pylist()
+        if str(fold) not in folds:
+            there = f"the folds here are: {formats.listed(folds)}" if folds else "it has no column 'fold'"
+            raise DataError(f"no pair is of fold '{fold}'; {there}")
+        split = pc.if_else(pc.equal(self.table["fold"], str(fold)), "test", "train")
+        return replace(self, table=_with(self.table, "split", split))
+
+    def captioned(self) -> "Manifest":
+        """The pairs that have a caption, which training and retrieval need; `DataError` where none has one."""
+        has = pc.greater(pc.list_value_length(self.table["captions"]), 0)
+        left = pc.sum(pc.invert(has)).as_py() or 0
+        if not left:
+            return self
+        if left == len(self):
+            raise DataError(
+                f"none of the {len(self)} pairs has a caption, only a label or tags: give them captions, or make "
+                "some of those (for example 'the sound of dog')"
+            )
+        note = f"{formats.plural(left, 'pair')} with a label or tags and without a caption left out"
+        return replace(self, table=self.table.filter(has), notes=(*self.notes, note))
+
     def captions(self) -> list[str]:
         """Every distinct caption once, in the order of the table."""
         return pc.unique(pc.list_flatten(self.table["captions"])).to_pylist()
 
     def fingerprint(self) -> str:
-        """SHA-256 (64 hex digits) of ids, captions and splits in order: which data a result was measured on.
+        """SHA-256 (64 hex digits) of ids, words and splits in order: which data a result was measured on.
 
-        Audio paths do not enter, so the same manifest has the same fingerprint on every machine.
+        Words are the captions, or where there are none the label and tags. Audio paths do not enter, so the same
+        manifest has the same fingerprint on every machine.
         """
         digest = hashlib.sha256()
-        for batch in self.table.select(["id", "captions", "split"]).to_batches(max_chunksize=4096):
+        for batch in self.table.select(["id", "split", *formats.WORDS]).to_batches(max_chunksize=4096):
             for row in batch.to_pylist():
-                digest.update(json.dumps([row["id"], row["captions"], row["split"]]).encode() + b"\n")
+                words = row["captions"] or {"label": row["label"], "tags": row["tags"]}
+                digest.update(json.dumps([row["id"], words, row["split"]]).encode() + b"\n")
         return digest.hexdigest()
 
     def write(self, path: str | os.PathLike[str]) -> None:
@@ -162,55 +189,82 @@ def read(
     *,
     root: str | os.PathLike[str] | None = None,
     split: str | None = None,
+    test_fold: str | int | None = None,
     default_split: str | None = None,
+    default_sample_rate: int | None = None,
     audio_column: str | None = None,
     caption_column: str | None = None,
 ) -> Manifest:
     """Read any of the formats above into a `Manifest`.
 
     Args:
-        path: a CSV, TSV, JSON, JSONL or Parquet file, text in UTF-8.
-        root: the folder (or URL) that relative audio paths start from; default: the file's own folder.
+        path: a CSV, TSV, JSON, JSONL (text in UTF-8), Parquet or tar file, a folder of shards or of class folders, or
+            a dataset of the Hugging Face hub as `hf://datasets/owner/name`, which is fetched.
+        root: the folder (or URL) that relative audio paths start from, and that the sounds of a public set are looked
+            for in; default: the file's own folder.
         split: keep only this split (any name in `SPLITS`).
+        test_fold: of a table with folds (ESC-50, UrbanSound8K): this one is the split `test`, all others are `train`.
         default_split: the split of rows that name none, e.g. of a file that is one split.
+        default_sample_rate: Hz, of `.npy` waves whose rows have no `sample_rate` (SLAP's and MusCALL's have none).
         audio_column, caption_column: columns with names that are not in `ALIASES`.
 
     A sound is an audio path with its start and end. Captions lose the white space around them and nothing
-    else. Rows without a caption are left out and counted in `notes`. A row without an id gets its audio path
-    as written for one, with `#t=start,end` after it where it is a part of the file.
+    else. Rows without words (a caption, a label or tags), and rows of a public set whose sound is not there, are left
+    out and counted in `notes`. A row without an id gets its audio path as written for one, with `#t=start,end` after
+    it where it is a part of the file. A sound beside a `.npy` of its name takes that one's place.
 
     Raises:
-        DataError: the file is missing, empty, broken, of no known format, without an audio or a caption column,
-            or without any caption; a split isn't there; an id names two sounds. One line, with the place.
+        DataError: the file is missing, empty, broken, of no known format, without a column of audio or one of words,
+            or without any words; a split or fold isn't there; an id names two sounds. One line, with the place.
     """
-    file = Path(path)
-    if not file.is_file():
-        came = "is a folder" if file.is_dir() else "does not exist"
-        raise DataError(f"{file} {came}; a manifest is one file: CSV, TSV, JSON, JSONL or Parquet")
-    folder = _folder(file.parent if root is None else root)
+    source = folders.fetch(os.fspath(path)) if os.fspath(path).startswith(folders.HUB) else Path(path)
+    if not source.exists():
+        hub = re.fullmatch(r"[\w.-]+/[\w.-]+", os.fspath(path)) and not source.parent.exists()
+        near = f"; a dataset of the hub is {folders.HUB}{path}" if hub else ""
+        raise DataError(
+            f"{path} does not exist; a manifest is a file (CSV, TSV, JSON, JSONL, Parquet, tar) or a folder of shards "
+            f"or classes{near}"
+        )
     named = {"audio": audio_column, "captions": caption_column}
     try:
-        made = _load(file, named, split_name(default_split))
+        folder = _folder((source if source.is_dir() else source.parent) if root is None else root)
+        lost: Counter[str] = Counter()
+        make = partial(
+            formats.pairs,
+            folder=folder,
+            set_folder=_set_folder(folder) if root is None else folder,
+            default_split=split_name(default_split),
+            sample_rate=default_sample_rate,
+            lost=lost,
+        )
+        made = _load(source, named, split_name(default_split), make, lost)
     except OSError as error:
-        raise DataError(f"cannot read {file}: {error.strerror or error}") from error
+        raise DataError(f"cannot read {source}: {error.strerror or error}") from error
     made = replace(made, table=_rebase(made.table, folder))
+    made = made if test_fold is None else made.held_out(test_fold)
     return made if split is None else made.where(split=split)
 
 
 # Rows to table
 
 
-def _load(file: Path, named: formats.Named, default_split: str | None) -> Manifest:
-    if formats.is_parquet(file):
-        columns, table = formats.read_parquet(file, named)
-        if (own := _own(table, columns, default_split)) is not None:
+def _load(
+    source: Path,
+    named: formats.Named,
+    default_split: str | None,
+    make: Callable[[formats.Table], Iterable[Pair]],
+    lost: Counter[str],
+) -> Manifest:
+    if formats.is_parquet(source):
+        table, columns = formats.read_parquet(source, named)
+        if (own := _own(columns, table.columns, default_split)) is not None:
             return Manifest(own)
-        if not table.num_rows:
-            raise DataError(f"{file} has columns and no rows; a manifest needs a row per sound")
-        rows: Iterable[formats.Row] = formats.table_rows(table)
+        if not columns.num_rows:
+            raise DataError(f"{source} has columns and no rows; a manifest needs a row per sound")
+        tables: Iterable[formats.Table] = [table]
     else:
-        columns, rows = formats.read_text(file, named)
-    return _merge(str(file), (formats.clean_pair(f"{file}, {at}", row, columns, default_split) for at, row in rows))
+        tables = folders.tables(source, named)
+    return _merge(str(source), chain.from_iterable(map(make, tables)), lost)
 
 
 def _own(table: pa.Table, columns: formats.Columns, default_split: str | None) -> pa.Table | None:
@@ -232,26 +286,38 @@ def _filled(table: pa.Table, default_split: str | None) -> pa.Table:
         table = table.set_column(table.column_names.index("split"), "split", filled)
     table = table.select(SCHEMA.names).cast(SCHEMA)
     if table["tags"].null_count:
-        tags = pc.coalesce(table["tags"], pa.scalar([], SCHEMA.field("tags").type))
-        table = table.set_column(SCHEMA.names.index("tags"), SCHEMA.field("tags"), tags)
+        table = _with(table, "tags", pc.coalesce(table["tags"], pa.scalar([], SCHEMA.field("tags").type)))
     return table
 
 
 def _is_clean(table: pa.Table) -> bool:
     """Whether `_merge` would leave every row as it is; asked of columns: a million rows must open at once."""
-    rows, sound = table.num_rows, ["audio", "start_seconds", "end_seconds", "split"]
+    rows, sound = table.num_rows, ["audio", "start_seconds", "end_seconds", "split", "fold"]
     if not rows or any(table[name].null_count for name in ("id", "audio", "captions")):
         return False
     start, end = pc.fill_null(table["start_seconds"], 0.0), pc.fill_null(table["end_seconds"], math.inf)
+    has_words = pc.or_(
+        pc.greater(pc.add(*(pc.list_value_length(table[name]) for name in ("captions", "tags"))), 0),
+        pc.is_valid(table["label"]),
+    )
+    rate = table["sample_rate"].drop_null()
+    hashes, folds = table["sha256"].drop_null(), table["fold"].drop_null()
     return (
-        _are_texts(pc.list_flatten(table["captions"]))
-        and _are_texts(pc.list_flatten(table["tags"]))
-        and _are_texts(table["label"].drop_null())
-        and pc.min(pc.list_value_length(table["captions"])).as_py() > 0
+        all(_are_texts(pc.list_flatten(table[name])) for name in ("captions", "tags"))
+        and all(_are_texts(table[name].drop_null()) for name in ("label", "fold", "licence", "source"))
+        and pc.all(has_words).as_py()
         and not any(pc.any(pc.equal(table[name], "")).as_py() for name in ("id", "audio"))
+        and not pc.any(pc.ends_with(table["audio"], ".npy", ignore_case=True)).as_py()
         and all(split_name(name) == name for name in table["split"].unique().to_pylist())
+        and not pc.any(pc.ends_with(folds, ".0")).as_py()
         and pc.all(pc.and_(pc.greater_equal(start, 0.0), pc.less(start, end))).as_py()
-        and pc.all(pc.is_finite(table["end_seconds"])).as_py() is not False  # None where no row has an end
+        and all(
+            # None where no row has one
+            pc.all(pc.and_(pc.is_finite(table[name]), pc.greater_equal(table[name], 0.0))).as_py() is not False
+            for name in ("end_seconds", "duration_seconds")
+        )
+        and pc.all(pc.and_(pc.greater_equal(rate, LOWEST_RATE), pc.less_equal(rate, HIGHEST_RATE))).as_py() is not False
+        and pc.all(pc.match_substring_regex(hashes, "^[0-9a-f]{64}$")).as_py() is not False
         and pc.count_distinct(table["id"]).as_py() == rows
         and all(_are_distinct(chunk) for name in ("captions", "tags") for chunk in table[name].chunks)
         and (pc.count_distinct(table["audio"]).as_py() == rows or table.group_by(sound).aggregate([]).num_rows == rows)
@@ -272,19 +338,18 @@ def _are_distinct(lists: pa.ListArray) -> bool:
     return flat.group_by(["row", "value"]).aggregate([]).num_rows == flat.num_rows
 
 
-def _merge(source: str, pairs: Iterable[Pair]) -> Manifest:
-    """One row per sound and split, in the order of first rows; `notes` counts what got lost."""
+def _merge(source: str, pairs: Iterable[Pair], lost: Counter[str]) -> Manifest:
+    """One row per sound, split and fold, in the order of first rows; `notes` counts what got lost."""
     sounds: dict[tuple[object, ...], Pair] = {}
     captions: dict[tuple[object, ...], dict[str, None]] = {}
     tags: dict[tuple[object, ...], dict[str, None]] = {}
-    lost: Counter[str] = Counter()
     total = 0
     for pair in pairs:
         total += 1
-        if not pair.captions:
-            lost["without a caption left out"] += 1
+        if not (pair.captions or pair.tags or pair.label):
+            lost["without a caption, a label or tags left out"] += 1
             continue
-        key = (pair.audio, pair.start_seconds, pair.end_seconds, pair.split)
+        key = (pair.audio, pair.start_seconds, pair.end_seconds, pair.split, pair.fold)
         first = sounds.setdefault(key, pair)
         captions.setdefault(key, {}).update(dict.fromkeys(pair.captions))
         tags.setdefault(key, {}).update(dict.fromkeys(pair.tags))
@@ -295,7 +360,8 @@ def _merge(source: str, pairs: Iterable[Pair]) -> Manifest:
             lost["with another label for a sound that has one: the first label is kept"] += 1
     if not sounds:
         raise DataError(
-            f"{source}: none of {formats.plural(total, 'row')} has a caption; give at least one sound words"
+            f"{source}: none of {formats.plural(total, 'row')} has a caption, a label or tags; give at least one sound "
+            "words"
         )
     _refuse_shared_ids(source, sounds.values())
     merged = (replace(pair, captions=tuple(captions[key]), tags=tuple(tags[key])) for key, pair in sounds.items())
@@ -319,9 +385,10 @@ def _refuse_shared_ids(source: str, pairs: Iterable[Pair]) -> None:
 
 
 def _to_table(source: str, pairs: Iterable[Pair]) -> pa.Table:
-    columns = zip(*(vars(pair).values() for pair in pairs), strict=True)
+    rows = list(pairs)
     try:
-        return pa.table([pa.array(column, kind) for column, kind in zip(columns, SCHEMA.types, strict=True)], SCHEMA)
+        columns = [pa.array([getattr(pair, name) for pair in rows], SCHEMA.field(name).type) for name in SCHEMA.names]
+        return pa.table(columns, SCHEMA)
     except UnicodeEncodeError as error:  # half of a surrogate pair, from a broken escape or an undecodable file name
         raise DataError(f"{source}: {formats.shown(error.object)} is not valid Unicode; rename or retype it") from error
 
@@ -346,11 +413,17 @@ def _folder(root: str | os.PathLike[str]) -> str:
     return os.path.abspath(text)
 
 
+def _set_folder(folder: str) -> str:
+    """The folder of a public set: the one above, where its tables have a folder of their own."""
+    above, name = os.path.split(folder)
+    return above if name.lower() in layouts.TABLE_FOLDERS else folder
+
+
 def _rebase(table: pa.Table, folder: str) -> pa.Table:
     """Put `folder` before every relative audio path."""
     audio = table["audio"]
     below = pc.binary_join_element_wise(os.path.join(folder, ""), audio, "")
-    return _with_audio(table, pc.if_else(pc.match_substring_regex(audio, _ROOTED), audio, below))
+    return _with(table, "audio", pc.if_else(pc.match_substring_regex(audio, _ROOTED), audio, below))
 
 
 def _relative(table: pa.Table, folder: str) -> pa.Table:
@@ -358,8 +431,8 @@ def _relative(table: pa.Table, folder: str) -> pa.Table:
     audio, prefix = table["audio"], os.path.join(folder, "")
     rest = pc.utf8_slice_codeunits(audio, len(prefix))
     taken = pc.and_(pc.starts_with(audio, prefix), pc.not_equal(rest, ""))
-    return _with_audio(table, pc.if_else(pc.and_not(taken, pc.match_substring_regex(rest, _ROOTED)), rest, audio))
+    return _with(table, "audio", pc.if_else(pc.and_not(taken, pc.match_substring_regex(rest, _ROOTED)), rest, audio))
 
 
-def _with_audio(table: pa.Table, audio: pa.ChunkedArray) -> pa.Table:
-    return table.set_column(SCHEMA.names.index("audio"), SCHEMA.field("audio"), audio)
+def _with(table: pa.Table, column: str, values: pa.ChunkedArray) -> pa.Table:
+    return table.set_column(SCHEMA.names.index(column), SCHEMA.field(column), values)

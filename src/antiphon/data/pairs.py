@@ -17,9 +17,10 @@ INT16 = 32767.0  # what a sample of 1.0 is in 16 bits
 class Pair:
     """One sound with its captions: a row of a `Manifest`.
 
-    `audio` is a path (absolute inside a manifest) or a URL. `start_seconds` and `end_seconds` bound the part
-    of the file that is meant; None is the file's own start or end. `label` is one class, `tags` any number of
-    words.
+    `audio` is a path (absolute inside a manifest), an address of a part of a file (`addresses`) or a URL.
+    `start_seconds` and `end_seconds` bound the part of the sound that is meant; None is its own start or end. `label`
+    is one class, `tags` any number of words. `fold` is the part of a cross-validation. `duration_seconds`,
+    `sample_rate` (Hz) and `sha256` (of the file) are what a table says of the sound, and nothing is promised of them.
     """
 
     id: str
@@ -30,6 +31,12 @@ class Pair:
     tags: tuple[str, ...] = ()
     start_seconds: float | None = None
     end_seconds: float | None = None
+    fold: str | None = None
+    duration_seconds: float | None = None
+    sample_rate: int | None = None
+    sha256: str | None = None
+    licence: str | None = None
+    source: str | None = None
 
 
 @dataclass(frozen=True)
