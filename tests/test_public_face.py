@@ -12,13 +12,16 @@ import antiphon
 SOURCE = Path(antiphon.__file__).parent
 ORDER = [  # reading order is data flow: imports only point up this list
     ("errors", "progress", "options"),
+    ("addresses",),
     ("audio",),
     ("windows",),
     ("features",),
     ("augment",),
     ("text",),
     ("data.pairs",),
+    ("data.layouts",),
     ("data.formats",),
+    ("data.folders",),
     ("data.manifest",),
     ("data.loaders",),
     ("data.sets",),

@@ -201,10 +201,10 @@ def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
 def _splits(data: dict[str, Any]) -> Splits:
     """Train, val and test tables: own files where named, else the rows of `train` with that split."""
     columns = {key: data[key] for key in ("root", "audio_column", "caption_column")}
-    table = tables.read(data["train"], default_split="train", **columns)
+    table = tables.read(data["train"], default_split="train", **columns).captioned()
 
     def other(split: str) -> Manifest | None:
-        part = tables.read(data[split], default_split=split, **columns) if data[split] else table
+        part = tables.read(data[split], default_split=split, **columns).captioned() if data[split] else table
         if split in part.splits():
             return part.where(split=split)
         return part if data[split] else None
