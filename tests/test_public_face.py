@@ -18,12 +18,17 @@ ORDER = [  # reading order is data flow: imports only point up this list
     ("features",),
     ("augment",),
     ("text",),
+    ("captions",),
     ("data.pairs",),
     ("data.layouts",),
     ("data.formats",),
     ("data.folders",),
     ("data.manifest",),
+    ("data.shards", "data.remote"),
     ("data.loaders",),
+    ("data.fingerprints", "data.doctor_words"),
+    ("data.doctor",),
+    ("data.doctor_report",),
     ("data.sets",),
     ("fusion",),
     ("encoders.contract", "encoders.weights", "encoders.hub", "encoders.lora"),
@@ -54,15 +59,19 @@ ORDER = [  # reading order is data flow: imports only point up this list
     ("library",),
     ("configs",),
     ("evaluate",),
-    ("train", "pretrain_text"),
+    ("train", "pretrain_text", "caption"),
     ("demo",),
+    ("cli.printing",),
+    ("cli.models", "cli.data", "cli.libraries"),
     ("cli",),
+    ("cli.__main__",),
 ]
 MODULES = sorted(
     ".".join(path.relative_to(SOURCE).with_suffix("").parts)
     for path in SOURCE.rglob("*.py")
     if path.name != "__init__.py"
 )
+PACKAGES = {".".join(path.parent.relative_to(SOURCE).parts) for path in SOURCE.rglob("__init__.py")}
 
 
 def level(module: str) -> int:
@@ -85,7 +94,7 @@ def imports_of(module: str) -> set[str]:
             base = node.module.removeprefix("antiphon").lstrip(".")
             for alias in node.names:
                 full = f"{base}.{alias.name}".lstrip(".")
-                found.add(full if full in MODULES else base)
+                found.add(full if full in MODULES or full in PACKAGES else base)
     return found - {""}
 
 

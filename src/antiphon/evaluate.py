@@ -53,6 +53,7 @@ def _retrieval(model: DualEncoder, manifest: Manifest) -> dict[str, Any]:
 
 
 def _modality_gap(model: DualEncoder, manifest: Manifest) -> dict[str, Any]:
+    manifest = manifest.captioned()
     embedded = retrieval.embed(model, manifest, progress=True)
     audio, text = retrieval.pairs_of(embedded)
     return {

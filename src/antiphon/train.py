@@ -200,7 +200,7 @@ def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
 
 def _splits(data: dict[str, Any]) -> Splits:
     """Train, val and test tables: own files where named, else the rows of `train` with that split."""
-    columns = {key: data[key] for key in ("root", "audio_column", "caption_column")}
+    columns = {key: data[key] for key in ("root", "audio_column", "caption_column", "default_sample_rate")}
     table = tables.read(data["train"], default_split="train", **columns).captioned()
 
     def other(split: str) -> Manifest | None:

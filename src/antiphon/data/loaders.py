@@ -47,6 +47,8 @@ class TrainLoader:
     ) -> None:
         if not len(manifest):
             raise DataError("no pairs to train on: the training split is empty")
+        if len(manifest.captioned()) < len(manifest):
+            raise DataError("some pairs have a label or tags and no caption: train on manifest.captioned()")
         if batch_size < 2:
             raise DataError(f"batch_size={batch_size}: must be 2 or more")
         self.pairs: list[Pair] = list(manifest)

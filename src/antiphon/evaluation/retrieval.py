@@ -62,8 +62,11 @@ def embed(
     """Embed every readable sound and every distinct caption; unreadable sounds are left out and listed.
 
     `vectors`: each pair's audio embedding `[dim]`, or why there is none, where they come from elsewhere (a feature
-    cache). Texts are embedded first: a tokenizer that is missing is told before hours of sounds.
+    cache). Texts are embedded first: a tokenizer that is missing is told before hours of sounds. `DataError` where a
+    pair has no caption (`Manifest.captioned` leaves those out), or no sound can be read.
     """
+    if len(manifest.captioned()) < len(manifest):
+        raise DataError("some pairs have a label or tags and no caption: embed manifest.captioned()")
     words = {caption: number for number, caption in enumerate(manifest.captions())}
     text = model.encode_text(list(words), progress=progress)
     pairs, heard, failed = [], [], {}
@@ -110,7 +113,8 @@ def score(model: DualEncoder, embedded: Embedded, *, data: str, resamples: int =
 
 
 def evaluate(model: DualEncoder, manifest: Manifest, *, progress: bool = False) -> Retrieval:
-    """`embed` and `score` in one."""
+    """`embed` and `score` of the pairs that have a caption."""
+    manifest = manifest.captioned()
     return score(model, embed(model, manifest, progress=progress), data=manifest.fingerprint())
 
 

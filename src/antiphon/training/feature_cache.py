@@ -19,7 +19,6 @@ Differs from training on crops: a sound is heard in the fixed windows that it is
 """
 
 import copy
-import hashlib
 import os
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -36,7 +35,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from antiphon import audio
+from antiphon import addresses, audio
 from antiphon.data.loaders import TrainLoader
 from antiphon.data.manifest import Manifest
 from antiphon.data.pairs import Batch, Pair
@@ -409,9 +408,9 @@ def _identify(store: _Store, paths: Iterable[str], progress: bool) -> tuple[dict
 def _hashed(path: str) -> _File | str:
     """A sound file's size, time and SHA-256, or why it is none."""
     try:
-        with audio.opened(path), open(path, "rb") as file:  # opened: says best what is wrong with it
-            stat = os.stat(path)  # before its bytes are read: a later change will be seen
-            return _File(stat.st_size, stat.st_mtime_ns, hashlib.file_digest(file, "sha256").digest())
+        with audio.opened(path):  # says best what is wrong with it
+            stat = os.stat(addresses.file_of(path))  # before its bytes are read: a later change will be seen
+            return _File(stat.st_size, stat.st_mtime_ns, audio.digest(path))
     except (AudioError, OSError) as error:
         return " ".join(str(error).split())
 
@@ -419,7 +418,7 @@ def _hashed(path: str) -> _File | str:
 def _is_still(path: str | Path, file: _File) -> bool:
     """Whether a file is the one that was hashed."""
     try:
-        stat = os.stat(path)
+        stat = os.stat(addresses.file_of(os.fspath(path)))
     except (OSError, ValueError):
         return False
     return (stat.st_size, stat.st_mtime_ns) == (file.size, file.mtime_ns)

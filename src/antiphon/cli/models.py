@@ -1,0 +1,153 @@
+"""The commands that make, measure and look at models."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from antiphon.cli.printing import Json, mebibytes, print_retrieval, print_table, values_on_a_line
+
+app = typer.Typer()
+
+
+@app.command()
+def train(
+    overrides: Annotated[list[str] | None, typer.Argument(help="Settings, as name=value.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Build everything, take a step, say what it costs.")
+    ] = False,
+) -> None:
+    """Train a model: antiphon train objective=slap data=csv data.train=pairs.csv out=runs/first
+
+    Settings are Hydra overrides (see `antiphon options KIND`). The same command goes on where a killed run stopped.
+    """
+    from antiphon import train as door
+
+    if dry_run:
+        cost = door.rehearse(overrides or [])
+        rows = [(part, f"{total:,}", f"{trained:,}") for part, (total, trained) in cost.parameters.items()]
+        print_table(("part", "parameters", "trained"), rows)
+        hours = cost.steps * cost.seconds_per_step / 3600
+        print(
+            f"\n{cost.steps:,} steps of {cost.seconds_per_step:.2f} s: {hours:.1f} h without validation; "
+            f"{cost.memory_gib:.1f} GiB at most in this process"
+        )
+        return
+    result = door.run(overrides or [])
+    if result is not None:
+        print_retrieval(result.as_dict())
+
+
+@app.command()
+def pretrain_text(
+    model: Annotated[str, typer.Option(help="A hub id or folder with a masked-language head: roberta-base.")],
+    data: Annotated[str, typer.Option(help="A manifest: CSV, JSON, JSONL or Parquet.")],
+    out: Annotated[str, typer.Option(help="Folder for the model; the same command goes on with a killed run.")],
+    split: Annotated[str, typer.Option(help="The rows to train on.")] = "train",
+    epochs: Annotated[int, typer.Option(help="Passes over the captions.")] = 3,
+    batch_size: Annotated[int, typer.Option(help="Captions in a step.")] = 32,
+    learning_rate: Annotated[float, typer.Option(help="At the first step; falls to 0.")] = 5e-5,
+    mask_share: Annotated[float, typer.Option(help="Share of tokens to guess.")] = 0.15,
+    max_length: Annotated[int, typer.Option(help="Tokens that a caption is cut to.")] = 77,
+    seed: Annotated[int, typer.Option(help="Of masks, order and dropout.")] = 0,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; default: what is there.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Continue masked-language modelling on captions, so that a text encoder knows the words of sound.
+
+    antiphon train text_encoder=roberta text_encoder.model=OUT then starts from it.
+    """
+    from antiphon import pretrain_text as door
+
+    result = door.run(
+        model=model,
+        data=data,
+        out=out,
+        split=split,
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        mask_share=mask_share,
+        max_length=max_length,
+        seed=seed,
+        device=device,
+    )
+    if as_json:
+        print(json.dumps(result, indent=2))
+    else:
+        shown = {key: f"{value:.2f}" if isinstance(value, float) else str(value) for key, value in result.items()}
+        print_table(("what", "value"), list(shown.items()))
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="A saved model, a published checkpoint, or a hub id.")],
+    data: Annotated[str, typer.Option(help="A manifest: CSV, JSON, JSONL or Parquet.")],
+    task: Annotated[str, typer.Option(help="retrieval or modality-gap.")] = "retrieval",
+    split: Annotated[str, typer.Option(help="The split to evaluate on.")] = "test",
+    root: Annotated[str | None, typer.Option(help="Folder that relative audio paths start from.")] = None,
+    out: Annotated[str | None, typer.Option(help="Folder for results.json.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Evaluate a model on one split of a manifest."""
+    from antiphon import evaluate as door
+
+    result = door.run(model, task=task, data=data, split=split, root=root, out=out)
+    if as_json:
+        print(json.dumps(result, indent=2))
+    elif task == "retrieval":
+        print_retrieval(result)
+    else:
+        print_table(("metric", "value"), [(name, f"{value:.4f}") for name, value in result["metrics"].items()])
+
+
+@app.command()
+def inspect(
+    model: Annotated[str, typer.Argument(help="A checkpoint file, a folder, or a hub id.")],
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Say what a checkpoint is, how large, and what loading it leaves out. Nothing in it is executed."""
+    from dataclasses import asdict
+
+    from antiphon.model import inspect as look
+
+    report = look(model, revision=revision)
+    if as_json:
+        print(json.dumps(asdict(report), indent=2))
+        return
+    print(report.kind)
+    sizes = f"{report.parameters / 1e6:.1f} M parameters, {mebibytes(report.bytes_kept)} as Antiphon saves it"
+    print(f"{', '.join(report.files)}: {mebibytes(report.bytes_on_disk)}; {sizes}\n")
+    parts = [(part, values_on_a_line(values)) for part, values in report.spec.items() if values]
+    print_table(("part", "option and values"), parts)
+    reasons = Counter(report.dropped.values())
+    if reasons:
+        print()
+        examples = {why: next(key for key, own in report.dropped.items() if own == why) for why in reasons}
+        rows = [(str(count), examples[why], why) for why, count in reasons.most_common()]
+        print_table(("dropped", "for example", "why"), rows)
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="A checkpoint file, a folder, or a hub id.")],
+    out: Annotated[Path, typer.Option(help="The new folder.")],
+    to: Annotated[str, typer.Option(help="huggingface (a transformers ClapModel) or antiphon (lean safetensors).")],
+) -> None:
+    """Write a model in another form: antiphon export MODEL --to huggingface --out FOLDER"""
+    from antiphon.errors import OptionError
+    from antiphon.export import merged, to_huggingface
+    from antiphon.model import load
+    from antiphon.progress import say
+
+    if to not in ("huggingface", "antiphon"):
+        raise OptionError(f"--to {to}: must be huggingface or antiphon")
+    loaded = load(model)
+    if to == "antiphon":
+        merged(loaded).save(out)
+    elif not to_huggingface(loaded, out):
+        say("the tokenizer cannot be had here: put its files into the folder before words are embedded from it")
+    print(out)

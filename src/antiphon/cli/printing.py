@@ -1,0 +1,49 @@
+"""How results look on stdout: plain columns, the same on a terminal and in a file, or JSON."""
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+import typer
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Plain columns on stdout: the same on a terminal and in a file."""
+    widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
+    for row in (header, *rows):
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def print_retrieval(result: Mapping[str, Any]) -> None:
+    """R@k, mAP@10 and median rank both ways, with intervals and chance."""
+    rows = []
+    for name in ("r@1", "r@5", "r@10", "map@10", "median_rank"):
+        for direction in ("text_to_audio", "audio_to_text"):
+            key = f"{direction}/{name}"
+            low, high = result["intervals"].get(key, (float("nan"), float("nan")))
+            chance = result["chance"].get(key)
+            rows.append(
+                (
+                    key,
+                    f"{result['metrics'][key]:.3f}",
+                    f"{low:.3f} - {high:.3f}",
+                    "" if chance is None else f"{chance:.3f}",
+                )
+            )
+    print_table(("metric", "value", "95 % interval", "chance"), sorted(rows, reverse=True))
+    print(
+        f"{result['n_audio']} sounds, {result['n_text']} texts, space: {result['space']}, "
+        f"windows: {result['windows']}, data {result['data'][:12]}"
+    )
+
+
+def mebibytes(size: int) -> str:
+    """Bytes in MiB."""
+    return f"{size / 2**20:,.1f} MiB"
+
+
+def values_on_a_line(values: Mapping[str, Any]) -> str:
+    """An option and its values on one line; an architecture's own values are left to --json."""
+    shown = {key: value for key, value in values.items() if key not in ("name", "architecture") and value is not None}
+    return " ".join([str(values["name"]), *(f"{key}={value}" for key, value in shown.items())])
