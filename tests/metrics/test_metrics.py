@@ -15,6 +15,7 @@ from sklearn.metrics import average_precision_score
 
 from antiphon import metrics
 from antiphon.errors import MissingExtraError
+from antiphon.metrics import chunks, ranking
 
 quick = settings(max_examples=100, deadline=None)
 
@@ -192,7 +193,7 @@ def test_average_precision_is_scikit_learns(n, seed):
     similarity = torch.randperm(n, generator=generator).double()[None]
     relevant = torch.rand(1, n, generator=generator) < 0.4
     relevant[0, 0] = True
-    results = metrics._ranks(similarity, relevant)
+    results = ranking._ranks(similarity, relevant)
     expected = average_precision_score(relevant[0].numpy(), similarity[0].numpy())
     assert results[1].item() == pytest.approx(expected)
 
@@ -203,7 +204,7 @@ def test_chunks_do_not_matter(toy, elements):
     similarity, relevant = torch.tensor(toy[0]).float(), torch.tensor(toy[1])
     whole = metrics.retrieval(similarity=similarity, relevant=relevant)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(metrics, "_CHUNK_ELEMENTS", elements)
+        patch.setattr(chunks, "_CHUNK_ELEMENTS", elements)
         assert metrics.retrieval(similarity=similarity, relevant=relevant) == pytest.approx(whole)
 
 
@@ -261,9 +262,9 @@ def test_retrieval_says_what_is_wrong():
 
 
 def test_retrieval_refuses_shapes(monkeypatch):
-    monkeypatch.setattr(metrics, "retrieval_per_query", per_query_unchecked)
+    monkeypatch.setattr(ranking, "retrieval_per_query", per_query_unchecked)
     for name in ("ranks", "relevance"):
-        monkeypatch.setattr(metrics, name, inspect.unwrap(getattr(metrics, name)))
+        monkeypatch.setattr(ranking, name, inspect.unwrap(getattr(ranking, name)))
     with pytest.raises(ValueError, match=r"similarity \[3, 3\] and what is correct \[3, 2\]"):
         retrieval_unchecked(similarity=torch.eye(3), text_to_audio=torch.arange(2))
     with pytest.raises(ValueError, match=r"similarity \[3, 3\] and what is correct \[2, 3\]"):
@@ -483,7 +484,7 @@ def dense_gap(audio, text):
 
 @pytest.mark.parametrize("elements", [1 << 22, 100])
 def test_gap_is_the_dense_one(monkeypatch, elements):
-    monkeypatch.setattr(metrics, "_CHUNK_ELEMENTS", elements)
+    monkeypatch.setattr(chunks, "_CHUNK_ELEMENTS", elements)
     audio = normal(7, n=37) * torch.linspace(0.1, 9, 37)[:, None]
     text = normal(8, n=37) + 0.5 * audio + 0.4
     got = metrics.modality_gap(audio=audio, text=text)
