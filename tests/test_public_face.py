@@ -56,6 +56,8 @@ ORDER = [  # reading order is data flow: imports only point up this list
     ("training.optim", "training.checkpoint", "training.tracking", "training.health", "training.parallel"),
     ("training.gradient_cache",),
     ("training",),
+    ("evaluation.results", "evaluation.hearing"),
+    ("evaluation.retrieval",),
     ("evaluation",),
     ("embed",),
     ("library_card",),

@@ -3,53 +3,62 @@
 Captions that are equal word for word are one query, and every sound that carries it is correct for it: a library with
 five takes of one phrase has five right answers. N of sounds and texts, a hash of the ids, windows policy, prompt and
 embedding space go with every number (they change it).
+
+`evaluate` finds sounds by words and words by sounds; `evaluate_within` sounds by sounds, or words by words;
+`evaluate_graded` takes judgements of how relevant a sound is to a query.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from antiphon import audio, metrics
+from antiphon import metrics
 from antiphon.data.manifest import Manifest
-from antiphon.encoding import Failed, embed_files
-from antiphon.errors import AudioError, DataError
+from antiphon.data.pairs import Pair
+from antiphon.errors import DataError
+from antiphon.evaluation.hearing import hear
+from antiphon.evaluation.results import RESAMPLES, Measured, Result, measured
 from antiphon.model import DualEncoder
 from antiphon.progress import bar
+
+LARGE = 1 << 26  # similarities (256 MiB) from which on they are never all in memory
 
 
 @dataclass(frozen=True, kw_only=True)
 class Embedded:
-    """A manifest in the joint space. Row i of `audio` is `ids[i]`; column j of `relevant` is `captions[j]`."""
+    """A manifest in the joint space. Row i of `audio` is `ids[i]`, row j of `text` is `captions[j]`.
+
+    `pairs` holds (row of audio, row of text) of all that belong together, by sound.
+    """
 
     audio: Float[Tensor, "n_audio dim"]
     text: Float[Tensor, "n_text dim"]
-    relevant: Bool[Tensor, "n_audio n_text"]
+    pairs: Int[Tensor, "pairs 2"]
     ids: list[str]
     captions: list[str]
     failed: Mapping[str, str]  # path -> reason
 
+    @property
+    def relevant(self) -> Bool[Tensor, "n_audio n_text"]:
+        """True where a sound and a text belong together."""
+        table = torch.zeros(len(self.ids), len(self.captions), dtype=torch.bool)
+        table[self.pairs[:, 0], self.pairs[:, 1]] = True
+        return table
+
 
 @dataclass(frozen=True, kw_only=True)
-class Retrieval:
-    """Metrics with what they depend on."""
+class Retrieval(Result):
+    """Metrics under the keys of `metrics.retrieval` (or of one direction), and what a random order would get."""
 
-    metrics: dict[str, float]
-    intervals: dict[str, tuple[float, float]]
     chance: dict[str, float]
     n_audio: int
     n_text: int
-    data: str  # hash of ids, captions and splits
-    space: str
-    windows: str = "mean"
     prompt: str = "{}"
-    failed: dict[str, str] = field(default_factory=dict)
-
-    def as_dict(self) -> dict[str, object]:
-        """Plain values for JSON."""
-        return asdict(self)
+    excluded: dict[str, int] = field(default_factory=dict)  # why -> how many queries
 
 
 def embed(
@@ -61,49 +70,55 @@ def embed(
 ) -> Embedded:
     """Embed every readable sound and every distinct caption; unreadable sounds are left out and listed.
 
-    `vectors`: each pair's audio embedding `[dim]`, or why there is none, where they come from elsewhere (a feature
-    cache). Texts are embedded first: a tokenizer that is missing is told before hours of sounds. `DataError` where a
-    pair has no caption (`Manifest.captioned` leaves those out), or no sound can be read.
+    `vectors` as in `hear`. Texts are embedded first: a tokenizer that is missing is told before hours of sounds.
+    `DataError` where a pair has no caption (`Manifest.captioned` leaves those out), or no sound can be read.
     """
     if len(manifest.captioned()) < len(manifest):
         raise DataError("some pairs have a label or tags and no caption: embed manifest.captioned()")
     words = {caption: number for number, caption in enumerate(manifest.captions())}
     text = model.encode_text(list(words), progress=progress)
-    pairs, heard, failed = [], [], {}
-    with bar("embedding sounds", total=len(manifest), shown=progress) as advance:
-        for pair, vector in zip(manifest, _vectors(model, manifest) if vectors is None else vectors, strict=True):
-            if isinstance(vector, str):
-                failed[pair.audio] = vector
-            else:
-                pairs.append(pair)
-                heard.append(vector)
-            advance()
-    if not pairs:
-        reason = next(iter(failed.values()), "the manifest is empty")
-        raise DataError(f"none of the {len(manifest)} sounds could be read; the first: {reason}")
-    captions = list(dict.fromkeys(caption for pair in pairs for caption in pair.captions))
+    heard = hear(model, manifest, vectors=vectors, progress=progress)
+    captions = list(dict.fromkeys(caption for pair in heard.pairs for caption in pair.captions))
     column = {caption: number for number, caption in enumerate(captions)}
-    relevant = torch.zeros(len(pairs), len(captions), dtype=torch.bool)
-    for row, pair in enumerate(pairs):
-        relevant[row, [column[caption] for caption in pair.captions]] = True
+    pairs = [(row, column[caption]) for row, pair in enumerate(heard.pairs) for caption in dict.fromkeys(pair.captions)]
     return Embedded(
-        audio=torch.stack(heard),
+        audio=heard.audio,
         text=text[[words[caption] for caption in captions]],
-        relevant=relevant,
-        ids=[pair.id for pair in pairs],
+        pairs=torch.tensor(pairs),
+        ids=[pair.id for pair in heard.pairs],
         captions=captions,
-        failed=failed,
+        failed=heard.failed,
     )
 
 
-def score(model: DualEncoder, embedded: Embedded, *, data: str, resamples: int = 1000, seed: int = 0) -> Retrieval:
-    """Both directions with bootstrap intervals (none for `resamples=0`) and the chance level."""
-    similarity = model.similarity(embedded.audio, embedded.text)
-    per_query = metrics.retrieval_per_query(similarity=similarity, relevant=embedded.relevant)
+def score(
+    model: DualEncoder,
+    embedded: Embedded,
+    *,
+    data: str,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    progress: bool = False,
+) -> Retrieval:
+    """Both directions with bootstrap intervals (none for `resamples=0`) and the chance level; exact at any size."""
+    per_query = _per_query(embedded, progress=progress)
+    queries = {"audio_to_text": embedded.ids, "text_to_audio": embedded.captions}
+    groups = [
+        Measured(statistic=metrics.of_ranks(found), queries=queries[direction], prefix=f"{direction}/")
+        for direction, found in per_query.items()
+    ]
+    correct = {
+        "audio_to_text": embedded.pairs[:, 0].bincount(minlength=len(embedded.ids)),
+        "text_to_audio": embedded.pairs[:, 1].bincount(minlength=len(embedded.captions)),
+    }
+    chance = {
+        f"{direction}/r@{k}": value
+        for direction, found in per_query.items()
+        for k, value in metrics.expected_recalls(correct=correct[direction], candidates=found.candidates).items()
+    }
     return Retrieval(
-        metrics=metrics.summarise(per_query),
-        intervals=metrics.bootstrap_intervals(per_query, resamples=resamples, seed=seed) if resamples else {},
-        chance=metrics.chance(relevant=embedded.relevant),
+        **measured(groups, resamples=resamples, seed=seed),
+        chance=chance,
         n_audio=len(embedded.ids),
         n_text=len(embedded.captions),
         data=data,
@@ -112,30 +127,147 @@ def score(model: DualEncoder, embedded: Embedded, *, data: str, resamples: int =
     )
 
 
-def evaluate(model: DualEncoder, manifest: Manifest, *, progress: bool = False) -> Retrieval:
+def evaluate(model: DualEncoder, manifest: Manifest, *, seed: int = 0, progress: bool = False) -> Retrieval:
     """`embed` and `score` of the pairs that have a caption."""
     manifest = manifest.captioned()
-    return score(model, embed(model, manifest, progress=progress), data=manifest.fingerprint())
+    embedded = embed(model, manifest, progress=progress)
+    return score(model, embedded, data=manifest.fingerprint(), seed=seed, progress=progress)
+
+
+def evaluate_within(
+    model: DualEncoder,
+    manifest: Manifest,
+    *,
+    what: Literal["audio", "text"],
+    seed: int = 0,
+    progress: bool = False,
+) -> Retrieval:
+    """Sounds found by sounds, or texts by texts; nothing finds itself.
+
+    Sounds belong together that share a caption, a label or a tag; texts that describe one sound. What belongs to
+    nothing else is no query, and is counted in `excluded`; it stays a candidate. Keys are those of one direction, under
+    `audio_to_audio/` or `text_to_text/`. Raises `DataError` where nothing belongs together.
+    """
+    if what == "audio":
+        heard = hear(model, manifest, progress=progress)
+        vectors, failed, names = heard.audio, heard.failed, [pair.id for pair in heard.pairs]
+        related = _sharing([_words(pair) for pair in heard.pairs])
+    else:
+        manifest = manifest.captioned()
+        names, failed = manifest.captions(), {}
+        vectors = model.encode_text(names, progress=progress)
+        owners: dict[str, set[str]] = {name: set() for name in names}
+        for pair in manifest:
+            for caption in pair.captions:
+                owners[caption].add(pair.id)
+        related = _sharing([owners[name] for name in names])
+    related.fill_diagonal_(False)
+    asked = related.any(dim=1)
+    if not asked.any():
+        alike = "two sounds share a caption, label or tag" if what == "audio" else "one sound has two captions"
+        raise DataError(f"nothing to find in {len(names)} {what}s: {what}-to-{what} retrieval needs that {alike}")
+    relevant = metrics.without_self(related)[asked]
+    similarity = metrics.without_self(vectors @ vectors.T)[asked]
+    found = metrics.ranks(similarity=similarity, relevant=relevant, all_are_asked_for=False)
+    prefix = f"{what}_to_{what}/"
+    queries = [name for name, one in zip(names, asked, strict=True) if one]
+    chance = metrics.expected_recalls(correct=relevant.sum(dim=1), candidates=found.candidates)
+    alone = len(names) - len(queries)
+    return Retrieval(
+        **measured([Measured(statistic=metrics.of_ranks(found), queries=queries, prefix=prefix)], seed=seed),
+        chance={f"{prefix}r@{k}": value for k, value in chance.items()},
+        n_audio=len(names) if what == "audio" else 0,
+        n_text=len(names) if what == "text" else 0,
+        data=manifest.fingerprint(),
+        space=model.space,
+        failed=failed,
+        excluded={f"{what}s that belong to no other": alone} if alone else {},
+    )
+
+
+def evaluate_graded(
+    model: DualEncoder,
+    manifest: Manifest,
+    judgements: Mapping[str, Mapping[str, float]],
+    *,
+    seed: int = 0,
+    progress: bool = False,
+) -> Retrieval:
+    """Sounds found by queries with graded relevance: NDCG at 1, 5 and 10, under `text_to_audio/ndcg@k`.
+
+    Args:
+        model: whatever `load` reads.
+        manifest: the sounds; its own captions are not asked for.
+        judgements: query -> id of a sound -> grade, 0 (not relevant, as all that was not judged) or more.
+        seed: of the intervals.
+        progress: show it.
+
+    Queries without any relevant sound among those that could be read are left out, and counted in `excluded`. Gains are
+    the grades themselves, as trec_eval and MTEB take them (IncompeBench, arXiv:2602.11941, reports NDCG@10). Raises
+    `DataError` for ids that the manifest lacks, and where no query has a relevant sound.
+    """
+    known = set(manifest.table["id"].to_pylist())
+    if unknown := sorted({name for grades in judgements.values() for name in grades} - known):
+        raise DataError(f"{len(unknown)} judged sounds are not in the manifest, the first '{unknown[0]}': judge by ids")
+    texts = model.encode_text(list(judgements), progress=progress)
+    heard = hear(model, manifest, progress=progress)
+    row = {pair.id: number for number, pair in enumerate(heard.pairs)}
+    gain = torch.zeros(len(judgements), len(row), dtype=torch.float64)
+    for query, grades in enumerate(judgements.values()):
+        for name, grade in grades.items():
+            if name in row:
+                gain[query, row[name]] = grade
+    asked = gain.any(dim=1)
+    if not asked.any():
+        raise DataError("no query has a relevant sound: grades above 0 are missing, or those sounds cannot be read")
+    similarity = texts[asked] @ heard.audio.T
+    values = {f"ndcg@{k}": metrics.ndcg(similarity=similarity, gain=gain[asked], k=k) for k in (1, 5, 10)}
+    queries = [query for query, one in zip(judgements, asked, strict=True) if one]
+    group = Measured(statistic=metrics.of_means(values), queries=queries, prefix="text_to_audio/")
+    return Retrieval(
+        **measured([group], seed=seed),
+        chance={},
+        n_audio=len(heard.pairs),
+        n_text=len(queries),
+        data=manifest.fingerprint(),
+        space=model.space,
+        failed=heard.failed,
+        excluded={"queries without a relevant sound": len(judgements) - len(queries)}
+        if len(queries) < len(judgements)
+        else {},
+    )
 
 
 def pairs_of(embedded: Embedded) -> tuple[Float[Tensor, "n dim"], Float[Tensor, "n dim"]]:
     """Each sound with its first caption: the pairs that the modality gap is measured on."""
-    first = embedded.relevant.int().argmax(dim=1)
-    return embedded.audio, embedded.text[first]
+    sounds, texts = embedded.pairs.unbind(dim=1)
+    first = torch.ones(len(sounds), dtype=torch.bool)
+    first[1:] = sounds[1:] != sounds[:-1]
+    return embedded.audio, embedded.text[texts[first]]
 
 
-def _vectors(model: DualEncoder, manifest: Manifest) -> Iterator[Tensor | str]:
-    """Each pair's embedding, or why there is none. Whole files stream through full batches; parts are cut first."""
-    if all(pair.start_seconds is None and pair.end_seconds is None for pair in manifest):
-        for found in embed_files(model, (pair.audio for pair in manifest)):
-            yield found.reason if isinstance(found, Failed) else torch.from_numpy(found.mean)
-        return
-    for pair in manifest:
-        start = pair.start_seconds or 0.0
-        seconds = None if pair.end_seconds is None else pair.end_seconds - start
-        try:
-            wave, rate = audio.read(pair.audio, start_seconds=start, seconds=seconds)
-        except AudioError as error:
-            yield str(error)
-        else:
-            yield model.encode_audio(wave, sample_rate=rate)[0]
+def _per_query(embedded: Embedded, *, progress: bool) -> dict[str, metrics.QueryResults]:
+    if len(embedded.ids) * len(embedded.captions) < LARGE:
+        similarity = embedded.audio @ embedded.text.T
+        return metrics.retrieval_per_query(similarity=similarity, relevant=embedded.relevant)
+    blocks = metrics.blocks(len(embedded.ids), len(embedded.captions))
+    with bar("ranking", total=blocks, shown=progress) as advance:
+        return metrics.streamed(audio=embedded.audio, text=embedded.text, pairs=embedded.pairs, advance=advance)
+
+
+def _words(pair: Pair) -> set[str]:
+    """What a sound may share with others; a label is not a tag of the same name."""
+    label = {f"label {pair.label}"} if pair.label is not None else set()
+    return {f"caption {one}" for one in pair.captions} | {f"tag {one}" for one in pair.tags} | label
+
+
+def _sharing(words: Sequence[set[str]]) -> Bool[Tensor, "n n"]:
+    """True where two items have a word in common."""
+    holders: dict[str, list[int]] = {}
+    for row, own in enumerate(words):
+        for word in own:
+            holders.setdefault(word, []).append(row)
+    table = torch.zeros(len(words), len(words), dtype=torch.bool)
+    for rows in holders.values():
+        table[torch.tensor(rows)[:, None], torch.tensor(rows)] = True
+    return table

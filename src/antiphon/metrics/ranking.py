@@ -86,16 +86,19 @@ def relevance(*, text_to_audio: Int[Tensor, " n_text"], n_audio: int) -> Bool[Te
 
 
 def ranks(
-    *, similarity: Float[Tensor, "queries candidates"], relevant: Bool[Tensor, "queries candidates"]
+    *,
+    similarity: Float[Tensor, "queries candidates"],
+    relevant: Bool[Tensor, "queries candidates"],
+    all_are_asked_for: bool = True,
 ) -> QueryResults:
     """Rank and average precision of each query in one direction; queries are rows (transpose for the other).
 
     A correct item's rank is 1 + the number of incorrect items at least as similar; correct items don't push
     each other down. Its position in average precision does count the correct items that are more similar.
-    Raises `ValueError` for NaN or infinite similarities, queries without correct item, and correct items of
-    no query.
+    Raises `ValueError` for NaN or infinite similarities, queries without correct item, and candidates that are correct
+    for no query unless `all_are_asked_for` is false.
     """
-    _require_relevant(relevant, shape=list(similarity.shape))
+    _require_relevant(relevant, shape=list(similarity.shape), columns_too=all_are_asked_for)
     if not similarity.isfinite().all():
         bad = int((~similarity.isfinite()).sum())
         raise ValueError(f"similarity must be finite, got {bad} NaN or infinite values: look for the faulty embeddings")
@@ -265,14 +268,14 @@ def _median(values: Float64[Tensor, "*rest queries"]) -> Float64[Tensor, "*rest"
     return (ordered[..., (n - 1) // 2] + ordered[..., n // 2]) / 2
 
 
-def _require_relevant(relevant: Tensor, *, shape: list[int]) -> None:
+def _require_relevant(relevant: Tensor, *, shape: list[int], columns_too: bool = True) -> None:
     if list(relevant.shape) != shape or relevant.ndim != 2 or relevant.numel() == 0:
         raise ValueError(
             f"similarity {shape} and what is correct {list(relevant.shape)} must be one non-empty matrix"
             " [n_audio, n_text] each: pass one entry of text_to_audio per column"
         )
     rows, columns = int((~relevant.any(dim=1)).sum()), int((~relevant.any(dim=0)).sum())
-    if rows or columns:
+    if rows or (columns and columns_too):
         raise ValueError(
             f"every sound (row) needs a text and every text (column) a sound, got {rows} of {shape[0]} sounds"
             f" and {columns} of {shape[1]} texts without: drop them before computing similarities"

@@ -143,7 +143,7 @@ def _unit(embedding: Rows, rows: slice, device: torch.device | str) -> Float[Ten
     return F.normalize(part, dim=1)
 
 
-def _require(audio: Rows, text: Rows, pairs: Tensor) -> None:
+def _require(audio: Tensor | np.ndarray, text: Tensor | np.ndarray, pairs: Tensor) -> None:
     if audio.ndim != 2 or text.ndim != 2 or audio.shape[1] != text.shape[1]:
         raise ValueError(
             f"audio {list(audio.shape)} and text {list(text.shape)} must be [n, dim] each with one dim: take both from"
