@@ -26,5 +26,5 @@ esac
   audio_encoder=cnn-small audio_encoder.mix_share=0.6 \
   text_encoder=minilm text_encoder.split_compounds=true freeze=[text_encoder] \
   trainer.max_epochs=33 trainer.learning_rate=2e-3 trainer.average_rate=0.99 \
-  trainer.precision=bf16-mixed trainer.validate_every_epochs=3 trainer.monitor=null
+  trainer.precision=32-true trainer.validate_every_epochs=3 trainer.monitor=null
 .venv/bin/antiphon evaluate "$out/model" --task modality-gap --data "$sounds/berklee.csv" --split test

@@ -1,16 +1,39 @@
-"""The evaluation door: a model, a task, a manifest; results.json out."""
+"""The evaluation door: a model, a task, a manifest; results.json and report.html out."""
 
 import json
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from antiphon import metrics
 from antiphon.data import manifest as tables
+from antiphon.data.formats import plural
 from antiphon.data.manifest import Manifest
 from antiphon.errors import DataError, OptionError, write_errors
-from antiphon.evaluation import retrieval
+from antiphon.evaluation import judgements, modality_gap, retrieval, zero_shot
+from antiphon.evaluation.results import Result, about
 from antiphon.model import DualEncoder, load
+from antiphon.progress import say
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What tasks may be told; each takes what concerns it."""
+
+    seed: int = 0
+    kind: Literal["label", "tags"] | None = None  # zero-shot
+    prompts: Sequence[str] | None = None  # zero-shot
+    judgements: str | None = None  # retrieval: a table of query, id, grade
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """The rows to evaluate on, and the whole table that they are from."""
+
+    evaluated: Manifest
+    table: Manifest
 
 
 def run(
@@ -20,21 +43,34 @@ def run(
     data: str,
     split: str | None = "test",
     root: str | None = None,
+    test_fold: str | None = None,
     out: str | None = None,
+    settings: Settings | None = None,
 ) -> dict[str, Any]:
     """Evaluate a saved model; the result is also written to `out/results.json`.
 
     Raises `OptionError` for an unknown task, `DataError` for data that cannot be used.
     """
+    settings = settings or Settings()
     if task not in TASKS:
         raise OptionError(f"unknown task '{task}'; there are: {', '.join(sorted(TASKS))}")
-    manifest = tables.read(data, root=root, split=split, default_split=split)
+    found = read(data, split=split, root=root, test_fold=test_fold)
     loaded = load(model)
-    result = {"task": task, "model": model, "fingerprint": loaded.fingerprint(), "split": split}
-    result |= TASKS[task](loaded, manifest)
+    started = time.monotonic()
+    result = TASKS[task](loaded, found, settings)
+    if result.failed:
+        say(f"{plural(len(result.failed), 'sound')} could not be read and were left out")
+    plain = {"task": task, "split": split, **about(loaded, seed=settings.seed), **result.as_dict()}
+    plain["time"] = {"seconds": round(time.monotonic() - started, 1), "at": datetime.now(UTC).isoformat("T", "seconds")}
     if out:
-        write_results(result, Path(out))
-    return result
+        write_results(plain, Path(out))
+    return plain
+
+
+def read(data: str, *, split: str | None, root: str | None, test_fold: str | None = None) -> Data:
+    """A manifest and its rows of one split; all of them for none."""
+    table = tables.read(data, root=root, test_fold=test_fold, default_split=split)
+    return Data(evaluated=table if split is None else table.where(split=split), table=table)
 
 
 def write_results(result: Mapping[str, Any], folder: Path) -> None:
@@ -48,24 +84,41 @@ def write_results(result: Mapping[str, Any], folder: Path) -> None:
         raise DataError(f"cannot write results to '{folder}': {error.strerror}; give another --out FOLDER") from error
 
 
-def _retrieval(model: DualEncoder, manifest: Manifest) -> dict[str, Any]:
-    return retrieval.evaluate(model, manifest, progress=True).as_dict()
+def _retrieval(model: DualEncoder, data: Data, settings: Settings) -> Result:
+    if settings.judgements:
+        grades = judgements.read(settings.judgements)
+        return retrieval.evaluate_graded(model, data.evaluated, grades, seed=settings.seed, progress=True)
+    return retrieval.evaluate(model, data.evaluated, seed=settings.seed, progress=True)
 
 
-def _modality_gap(model: DualEncoder, manifest: Manifest) -> dict[str, Any]:
-    manifest = manifest.captioned()
-    embedded = retrieval.embed(model, manifest, progress=True)
-    audio, text = retrieval.pairs_of(embedded)
-    return {
-        "metrics": metrics.modality_gap(audio=audio, text=text),
-        "n_audio": len(audio),
-        "data": manifest.fingerprint(),
-        "space": model.space,
-        "failed": dict(embedded.failed),
-    }
+def _within(what: Literal["audio", "text"]) -> "Task":
+    def task(model: DualEncoder, data: Data, settings: Settings) -> Result:
+        return retrieval.evaluate_within(model, data.evaluated, what=what, seed=settings.seed, progress=True)
+
+    return task
 
 
-TASKS: dict[str, Callable[[DualEncoder, Manifest], dict[str, Any]]] = {
+def _zero_shot(model: DualEncoder, data: Data, settings: Settings) -> Result:
+    return zero_shot.evaluate(
+        model,
+        data.evaluated,
+        kind=settings.kind,
+        prompts=settings.prompts,
+        classes=zero_shot.classes_of(data.table, settings.kind),
+        seed=settings.seed,
+        progress=True,
+    )
+
+
+def _modality_gap(model: DualEncoder, data: Data, settings: Settings) -> Result:
+    return modality_gap.evaluate(model, data.evaluated, seed=settings.seed, progress=True)
+
+
+Task = Callable[[DualEncoder, Data, Settings], Result]
+TASKS: dict[str, Task] = {
     "retrieval": _retrieval,
+    "audio-to-audio": _within("audio"),
+    "text-to-text": _within("text"),
+    "zero-shot": _zero_shot,
     "modality-gap": _modality_gap,
 }

@@ -128,7 +128,7 @@ def test_embeddings_from_the_cache_are_the_whole_models(objective, model, pairs,
     found = retrieval.embed(heads, manifest, vectors=features.embeddings(heads))
     torch.testing.assert_close(found.audio, expected.audio, atol=1e-5, rtol=0)
     torch.testing.assert_close(found.text, expected.text, atol=1e-5, rtol=0)
-    assert (found.ids, found.captions) == (expected.ids, expected.captions)
+    assert (found.sounds, found.captions) == (expected.sounds, expected.captions)
     assert torch.equal(found.relevant, expected.relevant)
     assert found.failed.keys() == expected.failed.keys() == {str(tmp_path / "text.wav"), long}
     assert "no samples from 40 s on" in found.failed[long]

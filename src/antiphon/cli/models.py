@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from antiphon.cli.printing import Json, mebibytes, print_retrieval, print_table, values_on_a_line
+from antiphon.cli.printing import Json, mebibytes, print_result, print_retrieval, print_table, values_on_a_line
 
 app = typer.Typer()
 
@@ -84,23 +84,42 @@ def pretrain_text(
 @app.command()
 def evaluate(
     model: Annotated[str, typer.Argument(help="A saved model, a published checkpoint, or a hub id.")],
-    data: Annotated[str, typer.Option(help="A manifest: CSV, JSON, JSONL or Parquet.")],
-    task: Annotated[str, typer.Option(help="retrieval or modality-gap.")] = "retrieval",
-    split: Annotated[str, typer.Option(help="The split to evaluate on.")] = "test",
+    data: Annotated[str, typer.Option(help="A manifest: CSV, JSON, JSONL, Parquet, tar shards, a folder of classes.")],
+    task: Annotated[
+        str, typer.Option(help="retrieval, audio-to-audio, text-to-text, zero-shot, modality-gap.")
+    ] = "retrieval",
+    split: Annotated[str, typer.Option(help="The split to evaluate on; 'all' for every row.")] = "test",
+    test_fold: Annotated[str | None, typer.Option(help="Of a table with folds: this one is the split 'test'.")] = None,
     root: Annotated[str | None, typer.Option(help="Folder that relative audio paths start from.")] = None,
     out: Annotated[str | None, typer.Option(help="Folder for results.json.")] = None,
+    seed: Annotated[int, typer.Option(help="Of intervals and draws.")] = 0,
+    kind: Annotated[str | None, typer.Option(help="zero-shot: label or tags; default: what there is.")] = None,
+    prompt: Annotated[list[str] | None, typer.Option(help="zero-shot: a text with {} for the class.")] = None,
+    judgements: Annotated[str | None, typer.Option(help="retrieval: a table of query, id, grade, for NDCG.")] = None,
     as_json: Json = False,
 ) -> None:
     """Evaluate a model on one split of a manifest."""
     from antiphon import evaluate as door
+    from antiphon.errors import OptionError
 
-    result = door.run(model, task=task, data=data, split=split, root=root, out=out)
+    if kind not in (None, "label", "tags"):
+        raise OptionError(f"--kind {kind}: must be label or tags")
+    result = door.run(
+        model,
+        task=task,
+        data=data,
+        split=None if split == "all" else split,
+        test_fold=test_fold,
+        root=root,
+        out=out,
+        settings=door.Settings(seed=seed, kind=kind, prompts=prompt, judgements=judgements),  # type: ignore[arg-type]
+    )
     if as_json:
         print(json.dumps(result, indent=2))
-    elif task == "retrieval":
+    elif task == "retrieval" and judgements is None:
         print_retrieval(result)
     else:
-        print_table(("metric", "value"), [(name, f"{value:.4f}") for name, value in result["metrics"].items()])
+        print_result(result)
 
 
 @app.command()

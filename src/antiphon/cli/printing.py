@@ -38,6 +38,22 @@ def print_retrieval(result: Mapping[str, Any]) -> None:
     )
 
 
+def print_result(result: Mapping[str, Any]) -> None:
+    """Any task's metrics, with intervals and chance where there are, then what they were measured on."""
+    chance = result.get("chance", {})
+    rows = []
+    for name, value in result["metrics"].items():
+        low, high = result["intervals"].get(name, (None, None))
+        interval = "" if low is None else f"{low:.3f} - {high:.3f}"
+        rows.append((name, f"{value:.4f}", interval, f"{chance[name]:.3f}" if name in chance else ""))
+    print_table(("metric", "value", "95 % interval", "chance"), rows)
+    for prompt, own in result.get("prompts", {}).items():
+        print(f"prompt {prompt!r}: " + ", ".join(f"{name} {value:.3f}" for name, value in own.items()))
+    for why, which in result.get("excluded", {}).items():
+        print(f"left out, {why}: {which if isinstance(which, int) else ', '.join(which)}")
+    print(f"space: {result['space']}, windows: {result['windows']}, data {result['data'][:12]}")
+
+
 def mebibytes(size: int) -> str:
     """Bytes in MiB."""
     return f"{size / 2**20:,.1f} MiB"

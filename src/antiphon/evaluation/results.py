@@ -12,8 +12,11 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
 
 from antiphon import metrics
+from antiphon.data.pairs import Pair
 from antiphon.metrics import Statistic
 from antiphon.model import DualEncoder
 
@@ -43,6 +46,28 @@ class Measured:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Embedded:
+    """Sounds and texts in the joint space. Row i of `audio` is `sounds[i]`, row j of `text` is `captions[j]`.
+
+    `pairs` holds (row of audio, row of text) of all that belong together, by sound.
+    """
+
+    audio: Float[Tensor, "n_audio dim"]
+    text: Float[Tensor, "n_text dim"]
+    pairs: Int[Tensor, "pairs 2"]
+    sounds: list[Pair]
+    captions: list[str]
+    failed: Mapping[str, str]  # path -> reason
+
+    @property
+    def relevant(self) -> Bool[Tensor, "n_audio n_text"]:
+        """True where a sound and a text belong together."""
+        table = torch.zeros(len(self.sounds), len(self.captions), dtype=torch.bool)
+        table[self.pairs[:, 0], self.pairs[:, 1]] = True
+        return table
+
+
+@dataclass(frozen=True, kw_only=True)
 class Result:
     """Metrics with what they depend on. A task's own result adds what only it has."""
 
@@ -52,11 +77,13 @@ class Result:
     space: str
     windows: str = "mean"
     failed: dict[str, str] = field(default_factory=dict)  # sound -> why it was left out
-    groups: tuple[Measured, ...] = field(default=(), repr=False, compare=False)
+    groups: tuple[Measured, ...] = field(default=(), repr=False, compare=False)  # for paired tests
+    embedded: Embedded | None = field(default=None, repr=False, compare=False)  # for plots
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return {one.name: _plain(getattr(self, one.name)) for one in fields(self) if one.name != "groups"}
+        shown = [one.name for one in fields(self) if one.name not in ("groups", "embedded")]
+        return {name: _plain(getattr(self, name)) for name in shown}
 
 
 def measured(groups: Sequence[Measured], *, resamples: int = RESAMPLES, seed: int = 0) -> dict[str, Any]:
@@ -92,8 +119,6 @@ def _version(package: str) -> str | None:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
-        return value.tolist()
     if isinstance(value, Mapping):
         return {key: _plain(one) for key, one in value.items()}
     if isinstance(value, (list, tuple)):

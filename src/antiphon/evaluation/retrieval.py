@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from antiphon import metrics
@@ -21,33 +21,11 @@ from antiphon.data.manifest import Manifest
 from antiphon.data.pairs import Pair
 from antiphon.errors import DataError
 from antiphon.evaluation.hearing import hear
-from antiphon.evaluation.results import RESAMPLES, Measured, Result, measured
+from antiphon.evaluation.results import RESAMPLES, Embedded, Measured, Result, measured
 from antiphon.model import DualEncoder
 from antiphon.progress import bar
 
 LARGE = 1 << 26  # similarities (256 MiB) from which on they are never all in memory
-
-
-@dataclass(frozen=True, kw_only=True)
-class Embedded:
-    """A manifest in the joint space. Row i of `audio` is `ids[i]`, row j of `text` is `captions[j]`.
-
-    `pairs` holds (row of audio, row of text) of all that belong together, by sound.
-    """
-
-    audio: Float[Tensor, "n_audio dim"]
-    text: Float[Tensor, "n_text dim"]
-    pairs: Int[Tensor, "pairs 2"]
-    ids: list[str]
-    captions: list[str]
-    failed: Mapping[str, str]  # path -> reason
-
-    @property
-    def relevant(self) -> Bool[Tensor, "n_audio n_text"]:
-        """True where a sound and a text belong together."""
-        table = torch.zeros(len(self.ids), len(self.captions), dtype=torch.bool)
-        table[self.pairs[:, 0], self.pairs[:, 1]] = True
-        return table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +63,7 @@ def embed(
         audio=heard.audio,
         text=text[[words[caption] for caption in captions]],
         pairs=torch.tensor(pairs),
-        ids=[pair.id for pair in heard.pairs],
+        sounds=heard.pairs,
         captions=captions,
         failed=heard.failed,
     )
@@ -102,13 +80,13 @@ def score(
 ) -> Retrieval:
     """Both directions with bootstrap intervals (none for `resamples=0`) and the chance level; exact at any size."""
     per_query = _per_query(embedded, progress=progress)
-    queries = {"audio_to_text": embedded.ids, "text_to_audio": embedded.captions}
+    queries = {"audio_to_text": [pair.id for pair in embedded.sounds], "text_to_audio": embedded.captions}
     groups = [
         Measured(statistic=metrics.of_ranks(found), queries=queries[direction], prefix=f"{direction}/")
         for direction, found in per_query.items()
     ]
     correct = {
-        "audio_to_text": embedded.pairs[:, 0].bincount(minlength=len(embedded.ids)),
+        "audio_to_text": embedded.pairs[:, 0].bincount(minlength=len(embedded.sounds)),
         "text_to_audio": embedded.pairs[:, 1].bincount(minlength=len(embedded.captions)),
     }
     chance = {
@@ -119,11 +97,12 @@ def score(
     return Retrieval(
         **measured(groups, resamples=resamples, seed=seed),
         chance=chance,
-        n_audio=len(embedded.ids),
+        n_audio=len(embedded.sounds),
         n_text=len(embedded.captions),
         data=data,
         space=model.space,
         failed=dict(embedded.failed),
+        embedded=embedded,
     )
 
 
@@ -247,10 +226,10 @@ def pairs_of(embedded: Embedded) -> tuple[Float[Tensor, "n dim"], Float[Tensor, 
 
 
 def _per_query(embedded: Embedded, *, progress: bool) -> dict[str, metrics.QueryResults]:
-    if len(embedded.ids) * len(embedded.captions) < LARGE:
+    if len(embedded.sounds) * len(embedded.captions) < LARGE:
         similarity = embedded.audio @ embedded.text.T
         return metrics.retrieval_per_query(similarity=similarity, relevant=embedded.relevant)
-    blocks = metrics.blocks(len(embedded.ids), len(embedded.captions))
+    blocks = metrics.blocks(len(embedded.sounds), len(embedded.captions))
     with bar("ranking", total=blocks, shown=progress) as advance:
         return metrics.streamed(audio=embedded.audio, text=embedded.text, pairs=embedded.pairs, advance=advance)
 
