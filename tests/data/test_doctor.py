@@ -8,8 +8,9 @@ import pytest
 import soundfile
 from tests.data.test_fingerprints import melody
 
-from antiphon.data import doctor, doctor_report, doctor_words, manifest
-from antiphon.data.doctor import Examination, check, examine
+from antiphon.data import doctor_report, doctor_sound, doctor_words, manifest
+from antiphon.data.doctor import Examination, check
+from antiphon.data.doctor_sound import examine
 from antiphon.data.manifest import Manifest
 from antiphon.data.pairs import Pair
 from antiphon.errors import DataError
@@ -60,7 +61,7 @@ def test_a_wav_that_was_streamed_has_no_length_and_is_not_cut_off(tmp_path):
     data = path.read_bytes()
     for unknown in (b"\0\0\0\0", b"\xff\xff\xff\xff"):
         path.write_bytes(data[:4] + unknown + data[8:])
-        assert doctor.cut_off(str(path)) == ""
+        assert doctor_sound.cut_off(str(path)) == ""
 
 
 def test_an_ogg_without_an_end(tmp_path):
@@ -68,9 +69,9 @@ def test_an_ogg_without_an_end(tmp_path):
     data = bytearray(path.read_bytes())
     data[data.rfind(b"OggS") + 5] &= ~4
     path.write_bytes(data)
-    assert doctor.cut_off(str(path)) == "its last Ogg page is not marked as the end"
+    assert doctor_sound.cut_off(str(path)) == "its last Ogg page is not marked as the end"
     path.write_bytes(data[: data.rfind(b"OggS") + 20])
-    assert doctor.cut_off(str(path)) == "it stops within an Ogg page"
+    assert doctor_sound.cut_off(str(path)) == "it stops within an Ogg page"
 
 
 def test_a_part_beyond_the_end_of_its_file(clean):
@@ -131,7 +132,7 @@ def test_an_offset_in_one_channel_of_two(tmp_path, mean, expected):
 
 def test_blocks_change_nothing(clean, monkeypatch):
     whole = examine(str(clean[0]))
-    monkeypatch.setattr(doctor, "_BLOCK_SECONDS", 1)
+    monkeypatch.setattr(doctor_sound, "_BLOCK_SECONDS", 1)
     pieces = examine(str(clean[0]))
     assert (pieces.seconds, pieces.digest, pieces.faults) == (whole.seconds, whole.digest, ())
     at = dict(zip(whole.hashes.tolist(), whole.times.tolist(), strict=True))

@@ -144,9 +144,38 @@ def test_a_thinned_sound_keeps_its_smallest_hashes():
 
 
 def test_votes_beside_each_other_count_together():
-    """Three hashes at offset 10 and two at 11 are five votes for 10.5 ticks; three alone are too few."""
+    """Three hashes at offset 10 and two at 11 are five votes for 10.5 ticks."""
     index = Index()
     index.add(7, np.arange(8, dtype=np.uint32), np.full(8, 100, np.uint32))
     index.add(9, np.arange(5, dtype=np.uint32), np.array([110, 110, 110, 111, 111], np.uint32))
-    index.add(12, np.arange(5, 8, dtype=np.uint32), np.full(3, 130, np.uint32))
+    index.add(12, np.arange(5, 7, dtype=np.uint32), np.full(2, 130, np.uint32))  # two votes are too few
     assert index.candidates() == [Candidate(7, 9, 10.5 * TICK / RATE, 5)]
+
+
+@pytest.mark.parametrize(("hashes", "votes", "found"), [(255, 3, True), (256, 3, False), (256, 4, True)])
+def test_three_votes_do_where_a_sound_has_few_hashes(hashes, votes, found):
+    index = Index()
+    index.add(0, np.arange(1000, dtype=np.uint32), np.full(1000, 100, np.uint32))
+    own = np.arange(1000 - votes, 1000 - votes + hashes, dtype=np.uint32)  # the first `votes` of which are shared
+    index.add(1, own, np.full(hashes, 90, np.uint32))
+    assert index.candidates() == ([Candidate(0, 1, -10 * TICK / RATE, votes)] if found else [])
+
+
+def test_parts_change_nothing(monkeypatch):
+    """However many the hashes are sorted in, the same candidates come out: two copies among strangers."""
+    waves = [low(melody(seed)) for seed in range(4)] + [low(melody(seed)[9_000:]) for seed in (1, 3)]
+    found = []
+    for parts in (1, 8):
+        monkeypatch.setattr(fingerprints, "_PARTS", parts)
+        found.append(indexed(*waves).candidates())
+    assert found[0] == found[1]
+    assert {(one.first, one.second) for one in found[0]} == {(1, 4), (3, 5)}
+
+
+def test_two_cuts_within_an_attack_are_laid_over_each_other():
+    """What is left of a hit without its first 8 ms rings on; whitened alone, the correlation would meet at the cuts."""
+    rng = np.random.default_rng(3)
+    time = np.arange(2 * RATE) / RATE
+    partials = [np.sin(2 * np.pi * rng.uniform(300, 3500) * time) * np.exp(-time * 6) for _ in range(30)]
+    hit = (0.05 * np.sum(partials, axis=0) + 0.6 * np.exp(-time * 400) * rng.standard_normal(len(time))).astype("f4")
+    assert similarity(hit, hit[64:]) > 0.99

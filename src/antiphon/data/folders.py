@@ -130,7 +130,7 @@ def _table_of_folder(folder: Path, named: Named) -> Table:
 
 def _in_class(sound: Path) -> dict[str, str]:
     splits = [split for part in sound.parts[:-2] if (split := _split_in(part))]
-    return {"audio": sound.as_posix(), "label": sound.parts[-2].replace("_", " "), "split": "".join(splits[-1:])}
+    return {"audio": sound.as_posix(), "label": sound.parts[-2], "split": "".join(splits[-1:])}
 
 
 def _placed(table: Table, file: Path, folder: Path) -> Table:

@@ -80,19 +80,19 @@ def _song_describer(row: Cells) -> dict[str, Any]:
 
 def _esc50(row: Cells) -> dict[str, Any]:
     file = _text(row["filename"])
-    return {"id": file, "files": (file,), "label": _spoken(row["category"]), "fold": row["fold"]}
+    return {"id": file, "files": (file,), "label": _text(row["category"]), "fold": row["fold"]}
 
 
 def _urbansound8k(row: Cells) -> dict[str, Any]:
     # `start` and `end` are places in the recording that the slice was cut from.
     file = _text(row["slice_file_name"])
     names = (f"fold{_text(row['fold'])}/{file}", file)
-    return {"id": file, "files": names, "label": _spoken(row["class"]), "fold": row["fold"]}
+    return {"id": file, "files": names, "label": _text(row["class"]), "fold": row["fold"]}
 
 
 def _fsd50k(row: Cells) -> dict[str, Any]:
     name = _text(row["fname"])
-    tags = [_spoken(tag) for tag in _text(row["labels"]).split(",")]
+    tags = [_text(tag) for tag in _text(row["labels"]).split(",")]
     split = row.get("split", "test")  # eval.csv has no such column
     return {"id": name, "files": (name,), "tags": tags, "split": split}
 
@@ -108,7 +108,7 @@ def _openmic(row: Cells) -> dict[str, Any]:
     # A row is one instrument; rows of a sound become one. What is known to be absent does not enter.
     key = _text(row["sample_key"])
     heard = float(row["relevance"]) >= 0.5
-    return {"id": key, "files": (key,), "tags": [_spoken(row["instrument"])] if heard else []}
+    return {"id": key, "files": (key,), "tags": [_text(row["instrument"])] if heard else []}
 
 
 _VGGSOUND = Layout("VGGSound", ("ytid", "start", "label", "split"), _vggsound)
@@ -216,10 +216,6 @@ def _text(cell: Any) -> str:
     if cell is None or (isinstance(cell, float) and math.isnan(cell)) or cell == "":
         raise ValueError("a cell is empty that must not be")
     return str(int(cell)) if isinstance(cell, float) and cell.is_integer() else str(cell)
-
-
-def _spoken(cell: Any) -> str:
-    return _text(cell).replace("_", " ")
 
 
 def _true(cell: Any) -> bool:

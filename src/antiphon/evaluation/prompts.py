@@ -22,15 +22,15 @@ PROMPTS = {"sound": SOUND, "music": MUSIC}
 
 OF_SET = {
     **dict.fromkeys(("esc50", "urbansound8k", "fsd50k", "vggsound", "audioset", "clotho", "audiocaps"), "sound"),
-    **dict.fromkeys(("gtzan", "magnatagatune", "mtg-jamendo", "openmic", "nsynth", "song-describer"), "music"),
+    **dict.fromkeys(("gtzan", "magnatagatune", "mtgjamendo", "openmic", "nsynth", "songdescriber"), "music"),
 }
-"""Which of `PROMPTS` a public set is asked with."""
+"""Which of `PROMPTS` a public set is asked with; its name in small letters and digits."""
 
 
 def for_source(sources: Sequence[str | None]) -> tuple[str, ...]:
     """The prompts of the set that all sounds are of (a manifest's `source`); those for sounds of any kind otherwise."""
-    known = set(sources)
-    return PROMPTS[OF_SET.get(known.pop() or "", "sound")] if len(known) == 1 else SOUND
+    known = {re.sub(r"[^a-z0-9]", "", (source or "").lower()) for source in sources}
+    return PROMPTS[OF_SET.get(known.pop(), "sound")] if len(known) == 1 else SOUND
 
 
 def checked(prompts: Sequence[str]) -> tuple[str, ...]:

@@ -224,12 +224,12 @@ MINIATURES = {
     ),
     "esc50": (
         esc50,
-        [("1-100032-A-0.wav", (), None, "dog", "1"), ("5-9032-A-11.wav", (), None, "sea waves", "5")],
+        [("1-100032-A-0.wav", (), None, "dog", "1"), ("5-9032-A-11.wav", (), None, "sea_waves", "5")],
     ),
     "fsd50k": (
         fsd50k,
         [
-            ("64760", (), "train", ("Electric guitar", "Guitar", "Music")),
+            ("64760", (), "train", ("Electric_guitar", "Guitar", "Music")),
             ("16399", (), "val", ("Rain",)),
             ("37199", (), "test", ("Rain", "Water")),
         ],
@@ -250,7 +250,7 @@ MINIATURES = {
     ),
     "mtg-jamendo": (
         mtg_jamendo,
-        [("track_0786434", (), "train", ("deep", "easy listening"))],
+        [("track_0786434", (), "train", ("deep", "easy_listening"))],
     ),
     "musiccaps": (musiccaps, [(f"{ALIVE}_30", ("Slow,\n# and dark",), "test", ("slow", "it's dark"))]),
     "nsynth": (
@@ -260,15 +260,15 @@ MINIATURES = {
                 f"lead_{name}",
                 (),
                 split,
-                "synth lead",
-                ("electronic synth lead", "bright"),
+                "synth_lead",
+                ("electronic synth_lead", "bright"),
             )
             for name, split in (("train", "train"), ("valid", "val"), ("test", "test"))
         ],
     ),
     "openmic": (
         openmic,
-        [("000046_3840", (), "train", ("flute", "mallet percussion"))],
+        [("000046_3840", (), "train", ("flute", "mallet_percussion"))],
     ),
     "song-describer": (
         song_describer,
@@ -277,7 +277,7 @@ MINIATURES = {
     "suno": (suno, [("one", ("dark metal, slow",), None), ("2", ("pop",), None), ("../../evil", ("jazz",), None)]),
     "urbansound8k": (
         urbansound8k,
-        [("100032-3-0-0.wav", (), None, "dog bark", "5"), ("7383-3-0-1.wav", (), None, "car horn", "10")],
+        [("100032-3-0-0.wav", (), None, "dog_bark", "5"), ("7383-3-0-1.wav", (), None, "car_horn", "10")],
     ),
     "vggsound": (
         vggsound,

@@ -129,17 +129,11 @@ def rows(
             yield row
 
 
-def words(label: str) -> str:
-    """A label as one says it: `sea_waves` -> `sea waves`; underscores cost a zero-shot model up to 10 points."""
-    return " ".join(label.replace("_", " ").split())
-
-
 def labelled(name: str, audio: Path | str, label: str, split: str | None) -> Pair:
-    """A pair whose only words are its class."""
-    return Pair(id=name, audio=str(audio), captions=(), split=split, label=words(label))
+    """A pair whose only words are its class, as it was published: tasks and captions write it out as words."""
+    return Pair(id=name, audio=str(audio), captions=(), split=split, label=label)
 
 
 def tagged(name: str, audio: Path | str, tags: Iterable[str], split: str | None) -> Pair:
     """A pair whose only words are its tags."""
-    said = tuple(dict.fromkeys(words(tag) for tag in tags))
-    return Pair(id=name, audio=str(audio), captions=(), split=split, tags=said)
+    return Pair(id=name, audio=str(audio), captions=(), split=split, tags=tuple(dict.fromkeys(tags)))

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from antiphon.data.pairs import Pair
-from antiphon.data.sets.contract import Card, Source, archive, find, tagged, words
+from antiphon.data.sets.contract import Card, Source, archive, find, tagged
 
 CARD = Card(
     name="nsynth",
@@ -32,6 +32,6 @@ def pairs(folder: Path) -> Iterator[Pair]:
     for name, split in SPLITS.items():
         meta = find(folder / f"nsynth-{name}", "examples.json")
         for note, about in json.loads(meta.read_text(encoding="utf-8")).items():
-            family = words(about["instrument_family_str"])
+            family = about["instrument_family_str"]
             tags = [f"{about['instrument_source_str']} {family}", *about["qualities_str"]]
             yield replace(tagged(note, meta.parent / "audio" / f"{note}.wav", tags, split), label=family)
