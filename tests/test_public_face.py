@@ -56,7 +56,7 @@ ORDER = [  # reading order is data flow: imports only point up this list
     ("training.optim", "training.checkpoint", "training.tracking", "training.health", "training.parallel"),
     ("training.gradient_cache",),
     ("training",),
-    ("evaluation.results", "evaluation.hearing", "evaluation.prompts", "evaluation.judgements"),
+    ("evaluation.results", "evaluation.hearing", "evaluation.prompts", "evaluation.judgements", "evaluation.suites"),
     ("evaluation.retrieval",),
     ("evaluation",),
     ("embed",),

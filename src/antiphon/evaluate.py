@@ -11,8 +11,8 @@ from typing import Any, Literal
 from antiphon.data import manifest as tables
 from antiphon.data.formats import plural
 from antiphon.data.manifest import Manifest
-from antiphon.errors import DataError, OptionError, write_errors
-from antiphon.evaluation import judgements, modality_gap, retrieval, zero_shot
+from antiphon.errors import AntiphonError, DataError, OptionError, write_errors
+from antiphon.evaluation import compare, judgements, modality_gap, retrieval, robustness, suites, zero_shot
 from antiphon.evaluation.results import Result, about
 from antiphon.model import DualEncoder, load
 from antiphon.progress import say
@@ -26,6 +26,7 @@ class Settings:
     kind: Literal["label", "tags"] | None = None  # zero-shot
     prompts: Sequence[str] | None = None  # zero-shot
     judgements: str | None = None  # retrieval: a table of query, id, grade
+    paraphrases: str | None = None  # robustness: a table of caption, paraphrase
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,12 +53,11 @@ def run(
     Raises `OptionError` for an unknown task, `DataError` for data that cannot be used.
     """
     settings = settings or Settings()
-    if task not in TASKS:
-        raise OptionError(f"unknown task '{task}'; there are: {', '.join(sorted(TASKS))}")
+    evaluate = _known(task)
     found = read(data, split=split, root=root, test_fold=test_fold)
     loaded = load(model)
     started = time.monotonic()
-    result = TASKS[task](loaded, found, settings)
+    result = evaluate(loaded, found, settings)
     if result.failed:
         say(f"{plural(len(result.failed), 'sound')} could not be read and were left out")
     plain = {"task": task, "split": split, **about(loaded, seed=settings.seed), **result.as_dict()}
@@ -65,6 +65,79 @@ def run(
     if out:
         write_results(plain, Path(out))
     return plain
+
+
+def run_suite(
+    model: str, *, suite: str, root: str, out: str | None = None, settings: Settings | None = None
+) -> dict[str, Any]:
+    """Every part of a suite whose set is below `root`: `results` by part, and the sets that are `missing`.
+
+    Each part's own results are written to `out/SET TASK/`. A part that fails (a damaged set, a model without words) is
+    told in `failed` and does not stop the others. Raises `OptionError` for an unknown suite, or where nothing of it
+    is there.
+    """
+    there, missing = suites.parts(suite, root)
+    results: dict[str, Any] = {}
+    failed: dict[str, str] = {}
+    for part, table in there.items():
+        say(part.title)
+        folder = str(Path(out) / part.title) if out else None
+        try:
+            results[part.title] = run(
+                model, task=part.task, data=str(table), split=part.split, out=folder, settings=settings
+            )
+        except AntiphonError as error:
+            failed[part.title] = str(error)
+            say(f"{part.title}: {error}")
+    return {"suite": suite, "model": model, "results": results, "missing": missing, "failed": failed}
+
+
+def run_comparison(
+    models: Sequence[str],
+    *,
+    tasks: Sequence[str],
+    data: str,
+    split: str | None = "test",
+    root: str | None = None,
+    test_fold: str | None = None,
+    settings: Settings | None = None,
+) -> list[compare.Row]:
+    """Several models on the same queries of one manifest, the first being the one that others are held against.
+
+    Raises `OptionError` for fewer than two models, one named twice or an unknown task.
+    """
+    settings = settings or Settings()
+    if len(models) < 2 or len(set(models)) < len(models):
+        raise OptionError(
+            f"{len(models)} models came, {len(set(models))} of them different: name two or more, each once"
+        )
+    for task in tasks:
+        _known(task)
+    found = read(data, split=split, root=root, test_fold=test_fold)
+    results: dict[str, dict[str, Result]] = {task: {} for task in tasks}
+    names = _short(models)
+    for model in models:
+        loaded = load(model)
+        for task in tasks:
+            say(f"{names[model]}: {task}")
+            results[task][names[model]] = TASKS[task](loaded, found, settings)
+    return compare.compare(results, seed=settings.seed)
+
+
+def _short(models: Sequence[str]) -> dict[str, str]:
+    """Each model's name for a table: the last part of its path that tells it from the others."""
+    parts = {model: Path(model).parts for model in models}
+    for length in range(1, max(map(len, parts.values())) + 1):
+        names = {model: "/".join(own[-length:]) for model, own in parts.items()}
+        if len(set(names.values())) == len(models) and not set(names.values()) & {"model", "checkpoint.pt"}:
+            return names
+    return {model: model for model in models}
+
+
+def _known(task: str) -> "Task":
+    if task not in TASKS:
+        raise OptionError(f"unknown task '{task}'; there are: {', '.join(sorted(TASKS))}")
+    return TASKS[task]
 
 
 def read(data: str, *, split: str | None, root: str | None, test_fold: str | None = None) -> Data:
@@ -114,6 +187,11 @@ def _modality_gap(model: DualEncoder, data: Data, settings: Settings) -> Result:
     return modality_gap.evaluate(model, data.evaluated, seed=settings.seed, progress=True)
 
 
+def _robustness(model: DualEncoder, data: Data, settings: Settings) -> Result:
+    said = None if settings.paraphrases is None else robustness.read_paraphrases(settings.paraphrases)
+    return robustness.evaluate(model, data.evaluated, paraphrases=said, seed=settings.seed, progress=True)
+
+
 Task = Callable[[DualEncoder, Data, Settings], Result]
 TASKS: dict[str, Task] = {
     "retrieval": _retrieval,
@@ -121,4 +199,5 @@ TASKS: dict[str, Task] = {
     "text-to-text": _within("text"),
     "zero-shot": _zero_shot,
     "modality-gap": _modality_gap,
+    "robustness": _robustness,
 }

@@ -7,7 +7,15 @@ from typing import Annotated
 
 import typer
 
-from antiphon.cli.printing import Json, mebibytes, print_result, print_retrieval, print_table, values_on_a_line
+from antiphon.cli.printing import (
+    Json,
+    mebibytes,
+    print_result,
+    print_retrieval,
+    print_suite,
+    print_table,
+    values_on_a_line,
+)
 
 app = typer.Typer()
 
@@ -84,26 +92,49 @@ def pretrain_text(
 @app.command()
 def evaluate(
     model: Annotated[str, typer.Argument(help="A saved model, a published checkpoint, or a hub id.")],
-    data: Annotated[str, typer.Option(help="A manifest: CSV, JSON, JSONL, Parquet, tar shards, a folder of classes.")],
+    data: Annotated[
+        str | None, typer.Option(help="A manifest: CSV, JSON, JSONL, Parquet, tar shards, a folder of classes.")
+    ] = None,
     task: Annotated[
-        str, typer.Option(help="retrieval, audio-to-audio, text-to-text, zero-shot, modality-gap.")
+        str,
+        typer.Option(help="retrieval, audio-to-audio, text-to-text, zero-shot, probe, modality-gap or robustness."),
     ] = "retrieval",
+    suite: Annotated[
+        str | None, typer.Option(help="music or sound: what papers report, on the sets in --root.")
+    ] = None,
     split: Annotated[str, typer.Option(help="The split to evaluate on; 'all' for every row.")] = "test",
     test_fold: Annotated[str | None, typer.Option(help="Of a table with folds: this one is the split 'test'.")] = None,
     root: Annotated[str | None, typer.Option(help="Folder that relative audio paths start from.")] = None,
-    out: Annotated[str | None, typer.Option(help="Folder for results.json.")] = None,
+    out: Annotated[str | None, typer.Option(help="Folder for results.json and report.html.")] = None,
     seed: Annotated[int, typer.Option(help="Of intervals and draws.")] = 0,
     kind: Annotated[str | None, typer.Option(help="zero-shot: label or tags; default: what there is.")] = None,
     prompt: Annotated[list[str] | None, typer.Option(help="zero-shot: a text with {} for the class.")] = None,
     judgements: Annotated[str | None, typer.Option(help="retrieval: a table of query, id, grade, for NDCG.")] = None,
+    paraphrases: Annotated[str | None, typer.Option(help="robustness: a table of caption, paraphrase.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Evaluate a model on one split of a manifest."""
+    """Evaluate a model on one split of a manifest, or on a suite of public sets."""
     from antiphon import evaluate as door
     from antiphon.errors import OptionError
 
     if kind not in (None, "label", "tags"):
         raise OptionError(f"--kind {kind}: must be label or tags")
+    settings = door.Settings(
+        seed=seed,
+        kind=kind,  # type: ignore[arg-type]
+        prompts=prompt,
+        judgements=judgements,
+        paraphrases=paraphrases,
+    )
+    if suite is not None:
+        found = door.run_suite(model, suite=suite, root=root or "data", out=out, settings=settings)
+        if as_json:
+            print(json.dumps(found, indent=2))
+        else:
+            print_suite(found)
+        return
+    if data is None:
+        raise OptionError("no --data came: give a manifest, or --suite music|sound with --root FOLDER")
     result = door.run(
         model,
         task=task,
@@ -112,7 +143,7 @@ def evaluate(
         test_fold=test_fold,
         root=root,
         out=out,
-        settings=door.Settings(seed=seed, kind=kind, prompts=prompt, judgements=judgements),  # type: ignore[arg-type]
+        settings=settings,
     )
     if as_json:
         print(json.dumps(result, indent=2))
@@ -120,6 +151,36 @@ def evaluate(
         print_retrieval(result)
     else:
         print_result(result)
+
+
+@app.command()
+def compare(
+    models: Annotated[list[str], typer.Argument(help="Two or more; the first is the one to beat.")],
+    data: Annotated[str, typer.Option(help="A manifest: all models meet the same queries.")],
+    task: Annotated[list[str] | None, typer.Option(help="One or more tasks; default: retrieval.")] = None,
+    split: Annotated[str, typer.Option(help="The split to evaluate on; 'all' for every row.")] = "test",
+    test_fold: Annotated[str | None, typer.Option(help="Of a table with folds: this one is the split 'test'.")] = None,
+    root: Annotated[str | None, typer.Option(help="Folder that relative audio paths start from.")] = None,
+    seed: Annotated[int, typer.Option(help="Of intervals and draws.")] = 0,
+    to: Annotated[str, typer.Option(help="markdown, latex or html.")] = "markdown",
+) -> None:
+    """Hold models against the first one: values, intervals, and paired bootstrap p-values (Holm) as one table."""
+    from antiphon import evaluate as door
+    from antiphon.errors import OptionError
+    from antiphon.evaluation.compare import FORMATS
+
+    if to not in FORMATS:
+        raise OptionError(f"--to {to}: must be {', '.join(FORMATS)}")
+    rows = door.run_comparison(
+        models,
+        tasks=task or ["retrieval"],
+        data=data,
+        split=None if split == "all" else split,
+        test_fold=test_fold,
+        root=root,
+        settings=door.Settings(seed=seed),
+    )
+    print(FORMATS[to](rows))
 
 
 @app.command()

@@ -54,6 +54,22 @@ def print_result(result: Mapping[str, Any]) -> None:
     print(f"space: {result['space']}, windows: {result['windows']}, data {result['data'][:12]}")
 
 
+def print_suite(found: Mapping[str, Any]) -> None:
+    """One line for each metric that papers report, then what is missing and what failed."""
+    shown = ("text_to_audio/r@1", "text_to_audio/r@10", "audio_to_text/r@10", "accuracy", "map", "roc_auc")
+    rows = []
+    for title, result in found["results"].items():
+        for name in shown:
+            if name in result["metrics"]:
+                low, high = result["intervals"].get(name, (float("nan"), float("nan")))
+                rows.append((title, name, f"{result['metrics'][name]:.3f}", f"{low:.3f} - {high:.3f}"))
+    print_table(("set and task", "metric", "value", "95 % interval"), rows)
+    for name in found["missing"]:
+        print(f"missing: {name} (antiphon data get {name})")
+    for title, why in found["failed"].items():
+        print(f"failed: {title}: {why}")
+
+
 def mebibytes(size: int) -> str:
     """Bytes in MiB."""
     return f"{size / 2**20:,.1f} MiB"

@@ -9,7 +9,9 @@ caption -> `TEXT` condition -> embedding┴> retrieval, once for each condition
 What is drawn (noise, shift, typos) hangs on (seed, condition, id) alone.
 """
 
+import csv
 import io
+import os
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -23,7 +25,7 @@ from torch import Tensor
 from antiphon import audio, augment, metrics
 from antiphon.data.manifest import Manifest
 from antiphon.data.pairs import Pair
-from antiphon.errors import AudioError, OptionError
+from antiphon.errors import AudioError, DataError, OptionError
 from antiphon.evaluation import retrieval
 from antiphon.evaluation.results import RESAMPLES, Result, measured
 from antiphon.metrics import Paired
@@ -189,6 +191,20 @@ def evaluate(
         },
         embedded=embedded,
     )
+
+
+def read_paraphrases(path: str | os.PathLike[str]) -> dict[str, str]:
+    """A CSV with the columns caption and paraphrase. Raises `DataError` where it cannot be read or lacks one."""
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            rows = csv.DictReader(file)
+            if not {"caption", "paraphrase"} <= set(rows.fieldnames or ()):
+                raise DataError(
+                    f"{path} has the columns {', '.join(rows.fieldnames or ())}: it needs caption, paraphrase"
+                )
+            return {row["caption"].strip(): row["paraphrase"] for row in rows}
+    except (OSError, UnicodeError, csv.Error) as error:
+        raise DataError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
 
 
 def _conditions(model: DualEncoder, pair: Pair, seed: int) -> dict[str, Tensor | str]:
