@@ -53,6 +53,8 @@ def test_sounds_find_sounds_that_share_words_and_never_themselves(model, manifes
     ]
     assert result.metrics["audio_to_audio/mean_rank"] == pytest.approx(sum(ranks) / 4)
     assert result.chance["audio_to_audio/r@1"] == pytest.approx(1 / 4)
+    gains = [1 / math.log2(rank + 1) for rank in ranks]  # one right answer: the ideal is 1
+    assert result.metrics["audio_to_audio/ndcg@5"] == pytest.approx(sum(gains) / 4)
 
 
 def test_texts_find_texts_of_the_same_sound(model, manifest):

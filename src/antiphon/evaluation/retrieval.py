@@ -124,8 +124,8 @@ def evaluate_within(
     """Sounds found by sounds, or texts by texts; nothing finds itself.
 
     Sounds belong together that share a caption, a label or a tag; texts that describe one sound. What belongs to
-    nothing else is no query, and is counted in `excluded`; it stays a candidate. Keys are those of one direction, under
-    `audio_to_audio/` or `text_to_text/`. Raises `DataError` where nothing belongs together.
+    nothing else is no query, and is counted in `excluded`; it stays a candidate. Keys are those of one direction and `ndcg@5`,
+    `ndcg@10`, under `audio_to_audio/` or `text_to_text/`. Raises `DataError` where nothing belongs together.
     """
     if what == "audio":
         heard = hear(model, manifest, progress=progress)
@@ -148,12 +148,17 @@ def evaluate_within(
     relevant = metrics.without_self(related)[asked]
     similarity = metrics.without_self(vectors @ vectors.T)[asked]
     found = metrics.ranks(similarity=similarity, relevant=relevant, all_are_asked_for=False)
+    gains = {f"ndcg@{k}": metrics.ndcg(similarity=similarity, gain=relevant.double(), k=k) for k in (5, 10)}
     prefix = f"{what}_to_{what}/"
     queries = [name for name, one in zip(names, asked, strict=True) if one]
+    groups = [
+        Measured(statistic=statistic, queries=queries, prefix=prefix)
+        for statistic in (metrics.of_ranks(found), metrics.of_means(gains))
+    ]
     chance = metrics.expected_recalls(correct=relevant.sum(dim=1), candidates=found.candidates)
     alone = len(names) - len(queries)
     return Retrieval(
-        **measured([Measured(statistic=metrics.of_ranks(found), queries=queries, prefix=prefix)], seed=seed),
+        **measured(groups, seed=seed),
         chance={f"{prefix}r@{k}": value for k, value in chance.items()},
         n_audio=len(names) if what == "audio" else 0,
         n_text=len(names) if what == "text" else 0,
