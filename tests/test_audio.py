@@ -1,5 +1,6 @@
 """Sound files of every kind, planted faults included, and users' arrays."""
 
+import io
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -288,3 +289,40 @@ def test_real_sounds_decode_to_the_length_they_announce(sounds_folder):
         wave, rate = audio.read(path)
         assert (len(wave), rate) == (audio.probe(path).frames, 44_100)
         assert np.abs(wave).max() > 1e-3
+
+
+@pytest.mark.parametrize("kind", ["<f4", "<f8", "<i2", "<i4", "|u1", ">f4", "<f2"])
+def test_a_part_of_an_array_is_that_part_of_the_whole(tmp_path, kind):
+    wave = np.random.default_rng(0).uniform(-1, 1, 5 * RATE)
+    full, zero = {"<i2": (32767, 0), "<i4": (2**31 - 1, 0), "|u1": (127, 128)}.get(kind, (1, 0))
+    array = (wave * full + zero).astype(kind)
+    np.save(tmp_path / "a.npy", array)
+    expected = audio.check_wave(array, RATE)
+    address = f"{tmp_path}/a.npy#rate={RATE}"
+    np.testing.assert_array_equal(audio.read(address)[0], expected)
+    np.testing.assert_array_equal(audio.read(address, start_seconds=1.5, seconds=0.5)[0], expected[24_000:32_000])
+    assert audio.probe(address) == audio.AudioInfo(sample_rate=RATE, channels=1, frames=len(array))
+
+
+def test_a_part_of_an_array_costs_that_part(tmp_path, monkeypatch):
+    np.save(tmp_path / "a.npy", np.zeros(100 * RATE, np.int16))
+    readinto, counts = io.FileIO.readinto, []
+
+    def spy(file, buffer):
+        counts.append(readinto(file, buffer))
+        return counts[-1]
+
+    monkeypatch.setattr(audio._Samples, "readinto", spy)
+    wave, _ = audio.read(f"{tmp_path}/a.npy#rate={RATE}", start_seconds=90, seconds=1)
+    assert len(wave) == RATE
+    assert 2 * RATE <= sum(counts) < 3 * RATE
+
+
+def test_an_array_that_turns_bad_later_is_refused_there(tmp_path):
+    wave = np.zeros(30 * RATE, np.float32)
+    wave[-1] = np.nan
+    np.save(tmp_path / "a.npy", wave)
+    address = f"{tmp_path}/a.npy#rate={RATE}"
+    assert len(audio.read(address, seconds=20)[0]) == 20 * RATE
+    with pytest.raises(AudioError, match="NaN"):
+        audio.read(address, start_seconds=20)

@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 from transformers.utils import logging
 
 from antiphon import caption
-from antiphon.captions import KINDS, NEUTRAL, de_bias, draws, drop_tags, from_tags, swap
+from antiphon.captions import KINDS, NEUTRAL, de_bias, draws, drop_tags, from_tags, keywords, one_of, swap
 from antiphon.data import manifest as tables
+from antiphon.data.pairs import Pair
 from antiphon.errors import DataError, OptionError, WeightsError
+from antiphon.text import clean
 from encoders.toys import KINDS as TOYS
 from encoders.toys import write_tokenizer
 
@@ -86,6 +88,52 @@ def test_shares_are_from_0_to_1(share):
         drop_tags(["a"], share=share, draw=generator())
 
 
+# From tags, in training
+
+
+@pytest.mark.parametrize(
+    ("tags", "label", "wanted"),
+    [
+        (["dog_bark", " rain. ", "dog bark", "..."], "wind", ["dog bark", "rain"]),
+        (["...", ""], "glass_breaking", ["glass breaking"]),
+        ([], "glass_breaking", ["glass breaking"]),
+        ([], None, []),
+        (["\u30c9\u30e9\u30e0", "caf\u0065\u0301"], None, ["\u30c9\u30e9\u30e0", "caf\u00e9"]),
+    ],
+)
+def test_keywords_by_hand(tags, label, wanted):
+    assert keywords(tags, label=label) == wanted
+
+
+def test_captions_are_made_of_tags_as_often_as_asked():
+    own = ["A dog", "Barking"]
+    for share in (0, 0.3, 1):
+        drawn = Counter(one_of(own, tags=["dog"], share=share, draw=generator(number)) for number in range(1000))
+        assert drawn["The sounds of dog"] == pytest.approx(1000 * share, abs=65)  # 4.5 standard deviations
+        assert drawn["A dog"] == pytest.approx(500 * (1 - share), abs=70)
+        assert drawn["Barking"] == pytest.approx(500 * (1 - share), abs=70)
+
+
+def test_an_epoch_s_caption_is_drawn_anew_and_stays_when_drawn_again():
+    def drawn(epoch):
+        draw = draws(seed=0, row="a", number=epoch)
+        return one_of([], tags=["dog_bark", "rain"], share=0, drop=0.5, template="{}!", draw=draw)
+
+    assert {drawn(epoch) for epoch in range(50)} == {"dog bark!", "rain!", "dog bark and rain!", "rain and dog bark!"}
+    assert [drawn(epoch) for epoch in range(50)] == [drawn(epoch) for epoch in range(50)]
+
+
+def test_a_sound_without_the_words_that_are_asked_for_takes_others():
+    assert one_of(["A dog"], tags=["..."], share=1, draw=generator()) == "A dog"
+    assert one_of([], tags=[], label="dog_bark", share=0, draw=generator()) == "The sounds of dog bark"
+    with pytest.raises(OptionError, match="without caption, tag or label"):
+        one_of([], tags=[], share=0, draw=generator())
+    with pytest.raises(OptionError, match=r"2 captions to make of tags came: it must be from 0 to 1"):
+        one_of(["A dog"], tags=[], share=2, draw=generator())
+    with pytest.raises(OptionError, match=r"-1 tags to drop came"):
+        one_of([], tags=["a"], share=0, drop=-1, draw=generator())
+
+
 # De-bias
 
 
@@ -120,6 +168,7 @@ def test_shares_are_from_0_to_1(share):
         ("man-made noise of a one-man band", None),
         ("a boy band and two girl groups", None),
         ("male choir, female voice", None),
+        ("hi\u017f h\u0131s h\u0130s \u00e9his her\u00e9", None),  # no capitals of i and s, no ends of words
         ("", None),
         # limits that are told
         ("he hears her sing", "the person hears their sing"),
@@ -173,12 +222,19 @@ def test_no_negative_that_may_be_true(of, tags):
     assert swap(of, tags=tags, kinds={"instrument": ["piano", "organ"]}, draw=generator()) is None
 
 
+def test_letters_that_only_pass_for_others_are_not_swapped():
+    kinds = {"tempo": ["slow", "fast"], "instrument": ["dize", "tambour\u00e9"]}
+    assert swap("\u017flow d\u0131ze", kinds=kinds, draw=generator()) is None
+    assert swap("A TAMBOUR\u00c9", kinds=kinds, draw=generator()) == "A DIZE"
+
+
 def test_no_negative_that_says_the_same_more_or_less_closely():
     kinds = {"instrument": ["guitar", "electric guitar", "acoustic guitar"]}
     assert swap("a guitar", kinds=kinds, draw=generator()) is None
     assert swap("an electric guitar", kinds=kinds, draw=generator()) == "an acoustic guitar"
     assert swap("an electric guitar", tags=["guitar"], kinds=kinds, draw=generator()) is None
     assert swap("a dog", kinds={}, draw=generator()) is None
+    assert swap("an electric guitar", tags=["...", ""], kinds=kinds, draw=generator()) == "an acoustic guitar"
 
 
 TERMS = [term for terms in KINDS.values() for term in terms]
@@ -196,6 +252,16 @@ def test_one_word_is_exchanged_for_another_of_its_kind(said, tags):
     assert any(said[place] in terms and new in terms for terms in KINDS.values())
     assert new not in tags
     assert new not in of
+
+
+def test_long_captions_take_no_longer_for_each_character():
+    blanks = " " * 500_000
+    assert swap(f"a{blanks}organic an{blanks}", draw=generator()) is None
+    assert swap(f"an{blanks}organ", kinds={"": ["organ", "harp"]}, draw=generator()) == f"a{blanks}harp"
+    assert swap("a slow " * 150_000, kinds={"": ["slow", "fast"]}, draw=generator()) == "a fast " * 150_000
+    assert de_bias(f"her{blanks}dog his{blanks}") == f"their{blanks}dog theirs{blanks}"
+    assert de_bias("she sings to her. " * 60_000) == "the person sings to them. " * 60_000
+    assert len(from_tags(["ab"] * 250_000)) == len("The sounds of and ") + 250_000 * 4 - 2
 
 
 def test_each_word_is_of_one_kind():
@@ -233,16 +299,16 @@ def t5(tmp_path_factory):
 
 def test_keywords_in_a_batch_are_written_of_as_alone(t5):
     writer = caption.Writer(str(t5))
-    keywords = [["fast", "drums"], ["bell"], ["a dark plucked string", "hum", "reverb"]]
-    together = writer.write(keywords)
+    lists = [["fast", "drums"], ["bell"], ["a dark plucked string", "hum", "reverb"]]
+    together = writer.write(lists)
     assert len(set(together)) == 3
-    assert together == [writer.write([words])[0] for words in keywords]
+    assert together == [writer.write([words])[0] for words in lists]
     model = transformers.T5ForConditionalGeneration.from_pretrained(t5).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(t5)
     ids = tokenizer("fast drums", return_tensors="pt").input_ids
     beams = {"num_beams": 4, "length_penalty": 1.5, "no_repeat_ngram_size": 3, "early_stopping": True}
     (written,) = model.generate(ids, max_new_tokens=64, **beams)
-    assert together[0] == caption.clean(tokenizer.decode(written, skip_special_tokens=True))
+    assert together[0] == clean(tokenizer.decode(written, skip_special_tokens=True))
 
 
 def test_k2t_has_its_keywords_between_bars(t5, monkeypatch):
@@ -315,6 +381,28 @@ def test_captions_beside_those_that_are_there(table, tmp_path):
     assert captions_of(tmp_path / "out.csv")["a.wav"] == ("A dog", "The sounds of dog bark, rain, and wind")
 
 
+def test_captions_that_are_there_are_cleaned_when_asked(tmp_path):
+    (tmp_path / "in.csv").write_text(
+        'audio,tags,caption\na.wav,,Metal_Hit_03.wav\nb.wav,rain,"\u201cRain.\u201d"\nc.wav,,...\n', encoding="utf-8"
+    )
+    told = caption.run(tmp_path / "in.csv", out=tmp_path / "out.csv", clean=True, count=0)
+    assert captions_of(tmp_path / "out.csv") == {"a.wav": ("Metal Hit",), "b.wav": ("Rain",), "c.wav": ("...",)}
+    assert told == {"sounds": 3, "captioned": 0, "captions": 3}
+    caption.run(tmp_path / "in.csv", out=tmp_path / "out.csv", clean=True, keep=True)
+    assert captions_of(tmp_path / "out.csv")["b.wav"] == ("Rain", "The sounds of rain")
+
+
+def test_long_and_foreign_words_go_through(tmp_path):
+    words = {"a.wav": "x" * 1_000_000, "-b \u00fc.wav": '\u30c9\u30e9\u30e0 \U0001f941, "loud"\nand soft'}
+    pairs = [Pair(id=name, audio=f"/{name}", captions=("old",), tags=(tag, "rain")) for name, tag in words.items()]
+    tables.Manifest.from_pairs(pairs).write(tmp_path / "in.csv")
+    for suffix in ("csv", "jsonl", "parquet"):
+        caption.run(tmp_path / "in.csv", out=tmp_path / f"out.{suffix}", count=2)
+        for name, made in captions_of(tmp_path / f"out.{suffix}").items():
+            tag = words[name].replace("\n", " ")
+            assert set(made) <= {f"The sounds of {tag} and rain", f"The sounds of rain and {tag}"}
+
+
 def test_a_row_gets_the_same_captions_in_any_order_and_company(table, tmp_path):
     settings = {"count": 4, "drop": 0.5, "templates": ["{}", "we hear {}"]}
     head, *rows = ROWS.splitlines()
@@ -344,12 +432,12 @@ def test_captions_by_a_model_are_the_same_whatever_the_batch(t5, table, tmp_path
     ("asked", "wanted"), [(None, "a person and glass breaking"), (False, "a man and glass breaking")]
 )
 def test_what_a_model_writes_is_made_neutral_unless_asked_otherwise(table, tmp_path, monkeypatch, asked, wanted):
-    class Fake:
+    class Fake(caption.Writer):
         def __init__(self, model, *, device):
-            pass
+            """Needs no weights."""
 
-        def write(self, keywords):
-            return [f"a man and {words[0]}" for words in keywords]
+        def write(self, lists):
+            return [f"a man and {words[0]}" for words in lists]
 
     monkeypatch.setattr(caption, "Writer", Fake)
     caption.run(table, out=tmp_path / "out.csv", model="any", de_bias=asked)
@@ -387,6 +475,8 @@ def test_a_run_that_ends_early_leaves_what_was_there(table, tmp_path, monkeypatc
     [
         ({"out": "x.txt"}, r"suffix must be \.csv"),
         ({"count": 0}, "--count 0: must be 1 or more"),
+        ({"count": -1, "clean": True}, "--count -1: must be 1 or more"),
+        ({"templates": []}, "no template came"),
         ({"batch_size": 0}, "--batch-size 0: must be 1 or more"),
         ({"drop": 2}, "from 0 to 1"),
         ({"templates": ["{}", "none"]}, "must have one"),

@@ -12,6 +12,7 @@ import antiphon
 SOURCE = Path(antiphon.__file__).parent
 ORDER = [  # reading order is data flow: imports only point up this list
     ("errors", "progress", "options"),
+    ("remote",),
     ("addresses",),
     ("audio",),
     ("windows",),
@@ -24,9 +25,10 @@ ORDER = [  # reading order is data flow: imports only point up this list
     ("data.formats",),
     ("data.folders",),
     ("data.manifest",),
-    ("data.shards", "data.remote"),
+    ("data.shards",),
     ("data.loaders",),
     ("data.fingerprints", "data.doctor_words"),
+    ("data.doctor_sound",),
     ("data.doctor",),
     ("data.doctor_report",),
     ("data.sets",),

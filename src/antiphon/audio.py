@@ -13,10 +13,11 @@ stretch in silence: then fewer frames come out than `probe` announced.
 
 import hashlib
 import io
+import json
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
@@ -45,6 +46,7 @@ MOST_CHANNELS = 8
 
 _CHUNK = 1 << 18  # frames x channels decoded at once: 1 MiB of float32
 _UNKNOWN_LENGTH = 1 << 62  # libsndfile says about 2**63 frames for a FLAC that was streamed and never closed
+_RAW = {"<i2": "PCM_16", "<i4": "PCM_32", "|u1": "PCM_U8", "<f4": "FLOAT", "<f8": "DOUBLE"}  # libsndfile's names
 _FULL_SCALE = {("i", 2): (0, 1 << 15), ("i", 4): (0, 1 << 31), ("u", 1): (128, 1 << 7)}  # -> zero, scale
 
 
@@ -76,6 +78,32 @@ class Decoder(soundfile.SoundFile):
         """Always false: see the class."""
         return False
 
+    def length(self) -> int:
+        """Frames by the header; where it does not say, they are counted by decoding, from the start and back to it."""
+        if self.frames < _UNKNOWN_LENGTH:
+            return self.frames
+        count = sum(len(block) for block in self.mono_blocks(frames=_chunk(self)))
+        self.seek(0)
+        return count
+
+    def mono(self, *, start_seconds: float | int, seconds: float | int | None) -> Float[np.ndarray, " samples"]:
+        """The samples that `read` gives."""
+        start = round(start_seconds * self.samplerate)
+        left = _UNKNOWN_LENGTH if seconds is None else max(1, round(seconds * self.samplerate))
+        parts: list[np.ndarray] = []
+        if start < self.frames:
+            if start != self.tell():
+                self.seek(start)
+            while left and (part := next(self.mono_blocks(frames=min(left, _chunk(self))), None)) is not None:
+                parts.append(part)
+                left -= len(part)
+        if not parts:
+            raise AudioError(
+                f"'{self.address}' has no samples from {start_seconds:g} s on (its header says "
+                f"{self.frames / self.samplerate:.3f} s): ask for an earlier start, or check the file"
+            )
+        return np.concatenate(parts)
+
     def mono_blocks(self, *, frames: int) -> Iterator[Float[np.ndarray, " samples"]]:
         """Mono blocks of `frames` (the last may be shorter) from where the file stands to its end."""
         while len(block := self.read(frames, dtype="float32", always_2d=True)):
@@ -84,27 +112,43 @@ class Decoder(soundfile.SoundFile):
             raise AudioError(f"cannot read '{self.address}': nothing of it decodes: damaged or cut off, get it again")
 
 
+class _Samples(io.FileIO):
+    """The samples of a `.npy`: the file from behind its header on."""
+
+    def __init__(self, file: str, first: int) -> None:
+        super().__init__(file)
+        self.first = first
+        self.seek(0)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return super().seek(offset + self.first if whence == os.SEEK_SET else offset, whence) - self.first
+
+    def tell(self) -> int:
+        return super().tell() - self.first
+
+
 @contextmanager
 def opened(path: AudioPath) -> Iterator[Decoder]:
     """A `Decoder` on `path`; whatever soundfile raises inside becomes an `AudioError` naming the file."""
     text = os.fsdecode(path)
-    source = _source(text)
-    try:
-        file = Decoder(source)
-        file.address = text
-    except (soundfile.SoundFileError, RuntimeError, TypeError, ValueError) as error:
-        raise AudioError(
-            f"cannot read '{text}': {_cause(error)}; allowed is what libsndfile decodes "
-            "(wav, flac, ogg, opus, mp3, aiff, au, caf, w64, ...): check it, or convert it, e.g. with ffmpeg"
-        ) from error
-    try:
-        with file:
-            _check_header(file, text)
-            yield file
-    except (soundfile.SoundFileError, RuntimeError) as error:
-        raise AudioError(
-            f"cannot read '{text}': decoding failed ({_cause(error)}): damaged or cut off, get it again"
-        ) from error
+    source, layout = _source(text)
+    with source if isinstance(source, io.IOBase) else nullcontext():
+        try:
+            file = Decoder(source, **layout)
+            file.address = text
+        except (soundfile.SoundFileError, RuntimeError, TypeError, ValueError) as error:
+            raise AudioError(
+                f"cannot read '{text}': {_cause(error)}; allowed is what libsndfile decodes "
+                "(wav, flac, ogg, opus, mp3, aiff, au, caf, w64, ...): check it, or convert it, e.g. with ffmpeg"
+            ) from error
+        try:
+            with file:
+                _check_header(file, text)
+                yield file
+        except (soundfile.SoundFileError, RuntimeError) as error:
+            raise AudioError(
+                f"cannot read '{text}': decoding failed ({_cause(error)}): damaged or cut off, get it again"
+            ) from error
 
 
 def probe(path: AudioPath) -> AudioInfo:
@@ -113,10 +157,7 @@ def probe(path: AudioPath) -> AudioInfo:
     Raises `AudioError` for what cannot be opened or holds no sound.
     """
     with opened(path) as file:
-        frames = file.frames
-        if frames >= _UNKNOWN_LENGTH:
-            frames = sum(len(block) for block in file.mono_blocks(frames=_chunk(file)))
-        return AudioInfo(sample_rate=file.samplerate, channels=file.channels, frames=frames)
+        return AudioInfo(sample_rate=file.samplerate, channels=file.channels, frames=file.length())
 
 
 def read(
@@ -133,21 +174,7 @@ def read(
             "or seconds=None for all"
         )
     with opened(path) as file:
-        start = round(start_seconds * file.samplerate)
-        left = _UNKNOWN_LENGTH if seconds is None else max(1, round(seconds * file.samplerate))
-        parts: list[np.ndarray] = []
-        if start < file.frames:
-            if start:
-                file.seek(start)
-            while left and (part := next(file.mono_blocks(frames=min(left, _chunk(file))), None)) is not None:
-                parts.append(part)
-                left -= len(part)
-        if not parts:
-            raise AudioError(
-                f"'{os.fsdecode(path)}' has no samples from {start_seconds:g} s on (its header says "
-                f"{file.frames / file.samplerate:.3f} s): ask for an earlier start, or check the file"
-            )
-        return np.concatenate(parts), file.samplerate
+        return file.mono(start_seconds=start_seconds, seconds=seconds), file.samplerate
 
 
 def blocks(path: AudioPath, *, frames: int) -> Iterator[Float[np.ndarray, " samples"]]:
@@ -161,11 +188,11 @@ def blocks(path: AudioPath, *, frames: int) -> Iterator[Float[np.ndarray, " samp
 def digest(path: AudioPath) -> bytes:
     """SHA-256 (32 bytes) of a sound as it is stored: of the file, or of its part that an address means."""
     text = os.fsdecode(path)
-    source = _source(text)
-    if isinstance(source, io.BytesIO):
-        return hashlib.sha256(source.getbuffer()).digest()
-    with open(text, "rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()
+    source, layout = _source(text)
+    with source if isinstance(source, io.IOBase) else open(text, "rb") as file:
+        content = hashlib.file_digest(file, "sha256")  # type: ignore[arg-type]  # an IOBase that reads
+    content.update(json.dumps(layout).encode() if layout else b"")
+    return content.digest()
 
 
 def to_mono(
@@ -261,21 +288,23 @@ def _as_float(array: np.ndarray, came: str) -> np.ndarray:
     return (array.astype(np.float32) - np.float32(zero)) / np.float32(scale)
 
 
-def _source(text: str) -> bytes | str | io.BytesIO:
-    """What libsndfile opens: the file's name, or the bytes of the part of a file that an address means."""
+def _source(text: str) -> tuple[bytes | str | io.IOBase, dict[str, Any]]:
+    """What libsndfile opens, and what it must be told of it.
+
+    That is the file's name, or a stream of the part of the file that an address means.
+    """
     file, part = addresses.split(text) or (text, "")
     _check_file(text, file)
     if file.lower().endswith(".npy"):
-        stream = _as_wav(text, file, part)
-    elif part:
-        stream = io.BytesIO(addresses.content(text))
-    else:  # as bytes, because names in old libraries are not always valid UTF-8
-        return os.fsencode(text) if os.name == "posix" else text
-    return stream
+        return _array(text, file, part)
+    if part:
+        return io.BytesIO(addresses.content(text)), {}
+    # as bytes, because names in old libraries are not always valid UTF-8
+    return os.fsencode(text) if os.name == "posix" else text, {}
 
 
-def _as_wav(text: str, file: str, part: str) -> io.BytesIO:
-    """An array of samples with the header that it lacks: a WAV of 32-bit floats, which alters no sample."""
+def _array(text: str, file: str, part: str) -> tuple[io.IOBase, dict[str, Any]]:
+    """An array of samples: read where they are needed; several channels and rare types whole, as floats."""
     rate = part.removeprefix("rate=")
     if not (part.startswith("rate=") and rate.isdecimal()):
         raise AudioError(
@@ -284,16 +313,18 @@ def _as_wav(text: str, file: str, part: str) -> io.BytesIO:
         )
     try:
         array = np.load(file, mmap_mode="r", allow_pickle=False)
-        wave = check_wave(array, int(rate))
+        kind = _RAW.get(array.dtype.str, "")
+        raw = array.ndim == 1 and kind
+        wave = check_wave(array[:_CHUNK] if raw else array, int(rate))
     except (OSError, EOFError, ValueError) as error:
         # Waves have one row, or one for each channel; what has more is most likely a spectrogram.
         raise AudioError(
             f"cannot read '{text}': {error}; a .npy must hold samples, and not a spectrogram: give the sound itself"
         ) from error
-    stream = io.BytesIO()
-    soundfile.write(stream, wave, int(rate), format="WAV", subtype="FLOAT")
-    stream.seek(0)
-    return stream
+    layout = {"samplerate": int(rate), "channels": 1, "format": "RAW", "endian": "LITTLE"}
+    if raw:
+        return _Samples(file, array.offset), layout | {"subtype": kind}
+    return io.BytesIO(wave.astype("<f4").tobytes()), layout | {"subtype": "FLOAT"}
 
 
 def _check_file(text: str, file: str) -> None:

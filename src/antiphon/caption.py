@@ -7,6 +7,8 @@ sentence of what is before it and one of what is after), and a sentence ends at 
 
 manifest -> a few rows at a time: clean tags -> a random part of them -> template or T5 -> de-bias -> manifest
 
+Captions that are there may be cleaned on the way: file names become words (`text.clean`).
+
 What is random about a row hangs on (seed, id) alone.
 """
 
@@ -18,17 +20,16 @@ from random import Random
 import pyarrow as pa
 import torch
 
-from antiphon import captions
+from antiphon import captions, text
 from antiphon.data import manifest as tables
 from antiphon.data.formats import plural
 from antiphon.data.manifest import SCHEMA, Manifest
 from antiphon.encoders.hub import quiet_loading
-from antiphon.encoders.text.huggingface import _config, _read_values, _unreadable
+from antiphon.encoders.text.huggingface import config_of, read_values, unreadable
 from antiphon.encoders.text.tokenizers import PretrainedTokenizer, locate
 from antiphon.errors import DataError, OptionError, WeightsError
-from antiphon.model import _checked_device
+from antiphon.model import checked_device
 from antiphon.progress import bar, say
-from antiphon.text import clean
 
 Write = Callable[[Sequence[Sequence[str]], Sequence[Random]], list[str]]
 """Tags and a generator for each caption -> the captions."""
@@ -50,8 +51,8 @@ class Writer:
         """
         from transformers import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING
 
-        device, source = _checked_device(device), locate(model)
-        config = _config(_read_values(source, name=model), source=source)
+        device, source = checked_device(device), locate(model)
+        config = config_of(read_values(source, name=model), source=source)
         if type(config) not in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING:
             raise OptionError(
                 f"model '{model}' has model_type '{config.model_type}', which writes no sentences: take an "
@@ -62,7 +63,7 @@ class Writer:
             with quiet_loading():
                 loaded, info = cls.from_pretrained(source, config=config, dtype=torch.float32, output_loading_info=True)
         except (OSError, ValueError, RuntimeError) as error:
-            raise _unreadable(model, error) from error
+            raise unreadable(model, error) from error
         if missing := sorted(info["missing_keys"]):
             raise WeightsError(f"model '{model}' has no weights for {', '.join(missing[:5])}: not a {cls.__name__}")
         self.model = loaded.to(device).eval()
@@ -86,7 +87,7 @@ class Writer:
             max_new_tokens=64,
             use_cache=True,
         )
-        return [clean(sentence) for sentence in self.tokenizer.get().batch_decode(written, skip_special_tokens=True)]
+        return [text.clean(one) for one in self.tokenizer.get().batch_decode(written, skip_special_tokens=True)]
 
 
 def make(
@@ -126,6 +127,7 @@ def run(
     drop: float | int = 0.0,
     de_bias: bool | None = None,
     keep: bool = False,
+    clean: bool = False,
     seed: int = 0,
     device: str = "cpu",
     batch_size: int = 64,
@@ -139,10 +141,11 @@ def run(
             complete or not at all; a killed run leaves what was there.
         templates: texts with `{}` in the tags' place; each caption takes one at random.
         model: hub id or folder of the T5 that writes the captions in place of templates.
-        count: captions for each sound, 1 or more; equal ones are kept once.
+        count: captions for each sound, 1 or more; equal ones are kept once. 0, with `clean`, makes none.
         drop: chance, 0 to 1, that a tag is left out of a caption; one at least stays.
         de_bias: make people's gender neutral; None: in what a model writes, since it makes genders up.
-        keep: put new captions after those that are there, not in their place. Rows without a tag stay as they are.
+        keep: put new captions after those that are there, not in their place. Rows without a tag keep theirs anyway.
+        clean: clean the captions that are there (`text.clean`); one of which nothing would be left stays.
         seed: of all that is random; with a row's id it decides that row.
         device: where the model runs.
         batch_size: captions that the model writes at once, 1 or more.
@@ -156,49 +159,57 @@ def run(
         DataError: a manifest that cannot be read, no tag or label in it, or no place to write.
         WeightsError: a model or tokenizer that cannot be had.
     """
-    _check(out, templates=templates, count=count, drop=drop, batch_size=batch_size)
+    _check(out, templates=templates, count=count, drop=drop, clean=clean, batch_size=batch_size)
     found = tables.read(manifest, root=root)
     for note in found.notes:
         say(note)
     write = _by_template(templates) if model is None else _by_model(Writer(model, device=device), batch_size)
     neutral = model is not None if de_bias is None else de_bias
-    result, captioned, written = [], 0, 0
+    columns, captioned, written = [], 0, 0
     with bar("captions", total=len(found)) as advance:
         for batch in found.table.to_batches(max_chunksize=batch_size):
             ids, tags, labels, old = (batch[name].to_pylist() for name in ("id", "tags", "label", "captions"))
-            words = [_clean(own or [label or ""]) for own, label in zip(tags, labels, strict=True)]
+            words = [captions.keywords(own, label=label) for own, label in zip(tags, labels, strict=True)]
             new = make(ids, words, write=write, count=count, drop=drop, seed=seed)
+            if clean:
+                old = [[text.clean(caption) or caption for caption in own] for own in old]
             if neutral:
                 new = [[captions.de_bias(caption) for caption in own] for own in new]
             both = [[*was, *own] if keep or not own else own for was, own in zip(old, new, strict=True)]
-            result.append([list(dict.fromkeys(row)) for row in both])
+            columns.append(pa.array([list(dict.fromkeys(row)) for row in both], _CAPTIONS.type))
             captioned += sum(map(bool, new))
-            written += sum(map(len, result[-1]))
+            written += len(columns[-1].values)
             advance(len(batch))
-    if not captioned:
+    if count and not captioned and not clean:
         raise DataError(f"{manifest}: no row has a tag or label to make a caption of; name a column tags or label")
-    if captioned < len(found):
-        say(f"{len(found) - captioned} of {plural(len(found), 'row')} without tags or label: left as they are")
-    column = pa.chunked_array(result, _CAPTIONS.type)
+    if count and captioned < len(found):
+        say(f"{len(found) - captioned} of {plural(len(found), 'row')} without tags or label: no new captions")
+    column = pa.chunked_array(columns, _CAPTIONS.type)
     Manifest(found.table.set_column(SCHEMA.get_field_index("captions"), _CAPTIONS, column)).write(out)
     return {"sounds": len(found), "captioned": captioned, "captions": written}
 
 
-def _check(out: str | os.PathLike[str], *, templates: Sequence[str], drop: float | int, **numbers: int) -> None:
+def _check(
+    out: str | os.PathLike[str],
+    *,
+    templates: Sequence[str],
+    count: int,
+    drop: float | int,
+    clean: bool,
+    batch_size: int,
+) -> None:
     """What can be told before weights are read and hours are spent."""
-    for name, value in numbers.items():
-        if value < 1:
-            raise OptionError(f"--{name.replace('_', '-')} {value}: must be 1 or more")
+    if count < 1 and not (clean and count == 0):
+        raise OptionError(f"--count {count}: must be 1 or more, or 0 to do no more than --clean")
+    if batch_size < 1:
+        raise OptionError(f"--batch-size {batch_size}: must be 1 or more")
     if Path(out).suffix.lower() not in (".csv", ".jsonl", ".parquet"):
         raise OptionError(f"--out {out}: its suffix must be .csv, .jsonl or .parquet")
+    if not templates:
+        raise OptionError(f"no template came: give one at least, such as {captions.TEMPLATE!r}")
     for template in templates:
         captions.from_tags(["tag"], template=template)
     captions.drop_tags(["tag"], share=drop, draw=Random(0))
-
-
-def _clean(tags: Sequence[str]) -> list[str]:
-    """Clean tags that say something, each once."""
-    return list(dict.fromkeys(filter(None, map(clean, tags))))
 
 
 def _by_template(templates: Sequence[str]) -> Write:

@@ -1,14 +1,16 @@
 """Keywords to captions, and captions to others: templates, tag dropout, de-bias, swapped negatives.
 
-tags -> `drop_tags` -> `from_tags` (or a language model: `caption.py`) -> `de_bias` -> caption -> `swap` -> negative
+tags -> `keywords` -> `drop_tags` -> `from_tags` (or a language model: `caption.py`) -> `de_bias` -> caption -> `swap`
+
+The way to a template's caption is also gone during training, anew in each epoch: `one_of`.
 
 Template and de-bias are LAION-CLAP's (Wu et al. 2023, arXiv:2211.06687), who put "person" for "woman" and "man" in what
 T5 wrote. Dropping and swapping take up the ideas of "Augment, Drop & Swap" (Manco, Salamon and Nieto 2024,
 arXiv:2409.11498): varied views of a sound's words, and hard negatives made from its caption. The rules and word lists
 here are our own.
 
-Whatever is random is drawn from a generator that `draws` makes of (seed, row): a row gets the same captions wherever it
-stands in the table and whatever came before it.
+Whatever is random is drawn from a generator that `draws` makes of (seed, row, number): a row gets the same captions
+wherever it stands in the table and whatever came before it.
 """
 
 import functools
@@ -17,6 +19,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 
 from antiphon.errors import OptionError
+from antiphon.text import clean
 
 TEMPLATE = "The sounds of {}"
 
@@ -54,9 +57,7 @@ KINDS: dict[str, tuple[str, ...]] = {
 """Words for sound by kind, for `swap`; those of one kind seldom hold for the same sound at once."""
 
 _BAND = r"(?:boy|girl)s?\s+(?:band|group)s?"  # what music is called, whoever sings
-_GENDERED = re.compile(
-    rf"(?<![\w-])(?:{_BAND}|({'|'.join(NEUTRAL)})((?<=s)['\u2019](?=\s+\w))?)(?![\w-])", re.IGNORECASE
-)
+_GENDERED = re.compile(rf"(?<![\w-])(?i:{_BAND}|((?a:{'|'.join(NEUTRAL)}))((?<=s)['\u2019](?=\s+\w))?)(?![\w-])")
 _NEW_PART = (  # words that begin something new: nothing that "her" or "his" could own starts with them
     "a|about|after|against|along|an|and|are|around|as|at|away|because|before|behind|but|by|can|could|did|do|does|down|"
     "during|for|from|had|has|have|if|in|inside|into|is|like|may|might|near|of|off|on|onto|or|out|outside|over|so|than|"
@@ -67,8 +68,13 @@ _OWNED = re.compile(rf"\s+(?!(?:{_NEW_PART})(?![\w-]))\w", re.IGNORECASE)
 
 
 def draws(*, seed: int, row: str, number: int = 0) -> random.Random:
-    """The generator of caption `number` of the row with this id: the same on every machine, in any order of rows."""
+    """The generator of caption (or epoch) `number` of the row with this id: the same on every machine, in any order."""
     return random.Random(f"{seed} {number} {row}")
+
+
+def keywords(tags: Sequence[str], *, label: str | None = None) -> list[str]:
+    """Clean tags, each once, or the clean label where no tag says anything: `dog_bark` -> `dog bark`."""
+    return list(dict.fromkeys(filter(None, map(clean, tags)))) or list(filter(None, [clean(label or "")]))
 
 
 def from_tags(tags: Sequence[str], *, template: str = TEMPLATE) -> str:
@@ -87,10 +93,41 @@ def from_tags(tags: Sequence[str], *, template: str = TEMPLATE) -> str:
 
 def drop_tags(tags: Sequence[str], *, share: float | int, draw: random.Random) -> list[str]:
     """A random part of the tags in random order: each is dropped with the chance `share`, 0 to 1, but never all."""
-    if not 0 <= share <= 1:
-        raise OptionError(f"a share of {share} tags to drop came: it must be from 0 to 1")
+    _check_share(share, of="tags to drop")
     order = draw.sample(list(tags), len(tags))
     return [tag for tag in order if draw.random() >= share] or order[:1]
+
+
+def one_of(
+    captions: Sequence[str],
+    *,
+    tags: Sequence[str],
+    label: str | None = None,
+    share: float | int,
+    drop: float | int = 0.0,
+    template: str = TEMPLATE,
+    draw: random.Random,
+) -> str:
+    """The caption that a sound is trained with in one epoch: one of its own, or one made of its tags there and then.
+
+    Args:
+        captions: the sound's own; may be empty where it has tags or a label.
+        tags, label: as in `keywords`.
+        share: chance, 0 to 1, that the caption is made of tags. A sound without captions always gets such a one, a
+            sound without keywords always one of its own.
+        drop: chance that a tag is left out of it; one at least stays. Tags come in random order.
+        template: a text with `{}` in the tags' place.
+        draw: as `draws(seed=seed, row=id, number=epoch)` makes it.
+
+    Raises `OptionError` for a share out of range, a template without `{}`, or a sound without any words.
+    """
+    _check_share(share, of="captions to make of tags")
+    made, which = draw.random() < share, draw.random()
+    if (made or not captions) and (words := keywords(tags, label=label)):
+        return from_tags(drop_tags(words, share=drop, draw=draw), template=template)
+    if not captions:
+        raise OptionError("a sound without caption, tag or label came: leave it out of the table")
+    return captions[int(which * len(captions))]
 
 
 def de_bias(caption: str) -> str:
@@ -142,8 +179,9 @@ def swap(
     """
     kind_of = {term: kind for kind, terms in kinds.items() for term in terms}
     pattern = _any_of(tuple(kind_of))
-    found = list(dict.fromkeys(match[3].lower() for match in pattern.finditer(caption)))
-    said, true = _words(caption), [_words(text) for text in (*found, *tags)]
+    # dotless i and long s pass for i and s where case is ignored, and are no capitals of theirs
+    found = list(dict.fromkeys(term for match in pattern.finditer(caption) if (term := match[3].lower()) in kind_of))
+    said, true = _words(caption), list(filter(None, map(_words, (*found, *tags))))
 
     def is_new(term: str) -> bool:
         words = _words(term)
@@ -153,6 +191,11 @@ def swap(
         if others := list(filter(is_new, kinds[kind_of[old]])):
             return _exchange(caption, pattern, old=old, new=draw.choice(others))
     return None
+
+
+def _check_share(share: float | int, *, of: str) -> None:
+    if not 0 <= share <= 1:
+        raise OptionError(f"a share of {share} {of} came: it must be from 0 to 1")
 
 
 @functools.lru_cache

@@ -35,6 +35,7 @@ def info_nce(
     scale: float | int | Float[Tensor, ""],
     same: Int[Tensor, " batch"] | Bool[Tensor, "batch batch"] | None = None,
     targets: Float[Tensor, "batch batch"] | TargetRows | None = None,
+    negative: Float[Tensor, "batch dim"] | None = None,
     rows_at_once: int | None = None,
 ) -> dict[str, Float[Tensor, ""]]:
     """Symmetric contrastive loss: each sound must pick its own text out of the batch, each text its sound.
@@ -55,18 +56,25 @@ def info_nce(
     sound i and text i alike; `soft_targets` makes one from how alike the texts are. In place of the matrix it may be a
     function that makes rows of it, `targets(rows=slice)`, such as a `functools.partial` of `soft_targets`.
 
+    `negative` gives each sound one more text to choose from, row i to sound i alone: one that nearly fits it and is
+    wrong (`captions.swap`). It enters `audio_to_text` and not `text_to_audio`, since no sound belongs to it. A row of
+    zeros is none.
+
     Returns `{"loss", "audio_to_text", "text_to_audio"}`. Raises `ValueError` for shapes that don't match, an
     empty batch, a `same` that isn't symmetric, both `same` and `targets`, rows that don't sum to 1, or a
     `rows_at_once` below 1.
 
     Source: Radford et al. 2021 (CLIP), figure 3; for sound, the losses of Elizalde et al. 2023 (CLAP) and Wu
-    et al. 2023 (LAION-CLAP).
+    et al. 2023 (LAION-CLAP). Negatives for one direction alone: Yuksekgonul et al. 2023 (NegCLIP, arXiv:2210.01936),
+    where each image also meets those of the others.
     """
-    _require_one_shape(audio=audio, text=text)
+    _require_one_shape(audio=audio, text=text, **({} if negative is None else {"negative": negative}))
     with _full_precision(audio):
-        audio, text = _normalised(audio, text)
+        audio, text, *more = _normalised(audio, text, *([] if negative is None else [negative]))
         wanted = _wanted(audio, same, targets)
-        surprises = _surprises(scale * audio, text, wanted=wanted, rows_at_once=rows_at_once)
+        surprises = _surprises(
+            scale * audio, text, wanted=wanted, negative=more[0] if more else None, rows_at_once=rows_at_once
+        )
     return _mean_of_both(*surprises.mean(dim=1))
 
 
@@ -454,19 +462,37 @@ def _both_ways(
 
 
 def _surprises(
-    audio: Float[Tensor, "batch dim"], text: Float[Tensor, "batch dim"], *, wanted: _Rows, rows_at_once: int | None
+    audio: Float[Tensor, "batch dim"],
+    text: Float[Tensor, "batch dim"],
+    *,
+    wanted: _Rows,
+    negative: Float[Tensor, "batch dim"] | None = None,
+    rows_at_once: int | None,
 ) -> Float[Tensor, "2 batch"]:
     """Cross-entropy of each sound over all texts and each text over all sounds, their dot products being the logits.
 
-    `wanted(rows)` are these queries' targets, in both directions: classes, or distributions.
+    `wanted(rows)` are these queries' targets, in both directions: classes, or distributions. With `negative` each sound
+    has one more text, of no target.
     """
 
     def make(rows: slice) -> Float[Tensor, "2 rows"]:
         targets = wanted(rows)
         ways = _both_ways(audio, text, rows)
-        return torch.stack([F.cross_entropy(logits, targets, reduction="none") for logits in ways])
+        forth, back = (F.cross_entropy(logits, targets, reduction="none") for logits in ways)
+        if negative is not None:
+            forth = forth + _one_more(ways[0], audio[rows], negative[rows])
+        return torch.stack([forth, back])
 
     return _in_rows(make, count=len(audio), rows_at_once=rows_at_once)
+
+
+def _one_more(
+    logits: Float[Tensor, "rows batch"], audio: Float[Tensor, "rows dim"], negative: Float[Tensor, "rows dim"]
+) -> Float[Tensor, " rows"]:
+    """What one more wrong answer n adds to a cross-entropy: log(sum exp(logits) + exp(n)) - log(sum exp(logits))."""
+    none = ~negative.any(dim=1)
+    n = (audio * negative).sum(dim=1).masked_fill(none, -torch.inf)
+    return -F.logsigmoid(logits.logsumexp(dim=1) - n)  # not F.softplus, which is linear from 20 on
 
 
 def _mean_of_both(audio_to_text: Float[Tensor, ""], text_to_audio: Float[Tensor, ""]) -> dict[str, Float[Tensor, ""]]:

@@ -547,7 +547,7 @@ def load(
     if dtype not in _DTYPES:
         allowed = ", ".join(map(str, _DTYPES))
         raise OptionError(f"dtype={dtype!r}: the towers run in one of {allowed}; weights stay float32")
-    device = _checked_device(device)
+    device = checked_device(device)
     path = checkpoints.locate(source, revision=revision)
     if own := _own_folder(path):
         model = DualEncoder.load(own, device=device)
@@ -575,7 +575,7 @@ def inspect(source: str | os.PathLike, *, revision: str | None = None) -> checkp
     )
 
 
-def _checked_device(device: str | torch.device) -> torch.device:
+def checked_device(device: str | torch.device) -> torch.device:
     """The device, if tensors can be made on it: told before gigabytes are read."""
     try:
         found = torch.device(device)

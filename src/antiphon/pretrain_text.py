@@ -32,7 +32,7 @@ from transformers import DataCollatorForLanguageModeling, TrainerCallback
 
 from antiphon.data import manifest as tables
 from antiphon.encoders.hub import quiet_loading
-from antiphon.encoders.text.huggingface import _check_length, _config, _positions, _read_values, _unreadable
+from antiphon.encoders.text.huggingface import check_length, config_of, positions_of, read_values, unreadable
 from antiphon.encoders.text.tokenizers import PretrainedTokenizer, locate
 from antiphon.encoders.weights import cannot_write
 from antiphon.errors import DataError, MissingExtraError, OptionError, TrainingError, WeightsError
@@ -256,7 +256,7 @@ def load(name: str, *, max_length: int) -> tuple[Any, Any]:
     from transformers import MODEL_FOR_MASKED_LM_MAPPING
 
     source = locate(name)
-    config = _config(_read_values(source, name=name), source=source)
+    config = config_of(read_values(source, name=name), source=source)
     if type(config) not in MODEL_FOR_MASKED_LM_MAPPING or config.is_encoder_decoder:
         raise OptionError(
             f"text model '{name}' has model_type '{config.model_type}', which guesses no masked tokens: take one that "
@@ -267,13 +267,13 @@ def load(name: str, *, max_length: int) -> tuple[Any, Any]:
         with quiet_loading():
             model, info = cls.from_pretrained(source, config=config, dtype=torch.float32, output_loading_info=True)
     except (OSError, ValueError, RuntimeError) as error:
-        raise _unreadable(name, error) from error
+        raise unreadable(name, error) from error
     if missing := sorted(info["missing_keys"]):
         raise WeightsError(
             f"text model '{name}' has no weights for {', '.join(missing[:5])}: it was saved without its masked-LM "
             f"head; give what a {cls.__name__} was saved as"
         )
-    _check_length(max_length, positions=_positions(model.base_model), model=name)
+    check_length(max_length, positions=positions_of(model.base_model), model=name)
     tokenizer = PretrainedTokenizer(model=name, assets=None, config=model.config).get()
     if tokenizer.mask_token is None or tokenizer.pad_token is None:
         raise WeightsError(

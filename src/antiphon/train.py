@@ -7,6 +7,7 @@ errors.csv. The same command goes on where a killed run stopped.
 import json
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,11 @@ from typing import Any
 import torch
 
 from antiphon import options
+from antiphon.captions import from_tags, keywords
 from antiphon.data import manifest as tables
 from antiphon.data.loaders import TrainLoader
 from antiphon.data.manifest import Manifest
-from antiphon.errors import MissingExtraError, OptionError, TrainingError, write_errors
+from antiphon.errors import DataError, MissingExtraError, OptionError, TrainingError, write_errors
 from antiphon.evaluate import write_results
 from antiphon.evaluation import retrieval
 from antiphon.model import DualEncoder, build_parts
@@ -201,13 +203,16 @@ def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
 def _splits(data: dict[str, Any]) -> Splits:
     """Train, val and test tables: own files where named, else the rows of `train` with that split."""
     columns = {key: data[key] for key in ("root", "audio_column", "caption_column", "default_sample_rate")}
-    table = tables.read(data["train"], default_split="train", **columns).captioned()
+    everything = tables.read(data["train"], default_split="train", **columns)
+    table = everything if data["tag_captions"] else everything.captioned()
 
     def other(split: str) -> Manifest | None:
-        part = tables.read(data[split], default_split=split, **columns).captioned() if data[split] else table
-        if split in part.splits():
-            return part.where(split=split)
-        return part if data[split] else None
+        if data[split]:
+            part = tables.read(data[split], default_split=split, **columns).captioned()
+            return part.where(split=split) if split in part.splits() else part
+        with suppress(DataError):  # no such rows, or none of them with a caption
+            return everything.where(split=split).captioned()
+        return None
 
     return Splits(train=table.where(split="train"), val=other("val"), test=other("test"))
 
@@ -216,11 +221,19 @@ def _model(config: dict[str, Any], choices: dict[str, str], train: Manifest) -> 
     """The model that the settings describe, its vocabulary learned from the training captions where it needs one."""
     spec = {part: {"name": choices[part], **_plain(config[part])} for part in _PARTS}
     model = DualEncoder(**build_parts(spec))
-    model.text_side()[0].fit_tokenizer(train.captions())
+    model.text_side()[0].fit_tokenizer(_texts(train, of_tags=bool(config["data"]["tag_captions"])))
     for part, source in config["init"].items():
         model.fill(part, source)
     model.freeze(config["freeze"], until=_flat(config["unfreeze"] or {}))
     return model
+
+
+def _texts(train: Manifest, *, of_tags: bool) -> list[str]:
+    """The captions that training may see, each at least once: those of tags with all of a sound's tags."""
+    if not of_tags:
+        return train.captions()
+    words = (keywords(pair.tags, label=pair.label) for pair in train)
+    return [*train.captions(), *(from_tags(own) for own in words if own)]
 
 
 def _loader(config: dict[str, Any], model: DualEncoder, train: Manifest) -> TrainLoader:
@@ -234,8 +247,11 @@ def _loader(config: dict[str, Any], model: DualEncoder, train: Manifest) -> Trai
         workers=data["workers"],
         cache_gb=data["cache_gb"],
         padding=model.padding,
+        tag_captions=data["tag_captions"],
+        tag_dropout=data["tag_dropout"],
         rank=rank,
         world=world,
+        order=data["order"],
     )
 
 
@@ -255,8 +271,16 @@ def _from_cache(
         parallel.first(lambda: bool(cache.fill(table, progress=True)))
         return cache.fill(table)  # the others find all of it there
 
-    (rank, world), batch_size = parallel.world(), _batch_size(config)
-    loader = FeatureLoader(heard(splits.train), batch_size=batch_size, seed=config["seed"], rank=rank, world=world)
+    rank, world = parallel.world()
+    loader = FeatureLoader(
+        heard(splits.train),
+        batch_size=_batch_size(config),
+        seed=config["seed"],
+        tag_captions=config["data"]["tag_captions"],
+        tag_dropout=config["data"]["tag_dropout"],
+        rank=rank,
+        world=world,
+    )
     return heads, loader, heard(splits.val) if splits.val is not None else None
 
 

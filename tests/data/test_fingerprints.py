@@ -179,3 +179,15 @@ def test_two_cuts_within_an_attack_are_laid_over_each_other():
     partials = [np.sin(2 * np.pi * rng.uniform(300, 3500) * time) * np.exp(-time * 6) for _ in range(30)]
     hit = (0.05 * np.sum(partials, axis=0) + 0.6 * np.exp(-time * 400) * rng.standard_normal(len(time))).astype("f4")
     assert similarity(hit, hit[64:]) > 0.99
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_what_lies_near_4_khz_is_laid_over_at_the_right_sample(sign):
+    """There the next sample looks like the other sign: the delay must not be half of one off."""
+    rng = np.random.default_rng(0)
+    spectrum = np.fft.rfft(rng.standard_normal(3 * RATE))
+    spectrum[: int(len(spectrum) * 3400 / 4000)] *= 0.003
+    spectrum[int(len(spectrum) * 3600 / 4000) :] = 0
+    wave = np.fft.irfft(spectrum).astype(np.float32)
+    later = resample(resample(wave, source_rate=RATE, target_rate=48000)[3:], source_rate=48000, target_rate=RATE)
+    assert similarity(wave, sign * later) > 0.9

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +15,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from antiphon.data import formats
+from antiphon.data import formats, manifest
 from antiphon.data.manifest import ALIASES, SCHEMA, Manifest, read, split_name
 from antiphon.data.pairs import Batch, Pair, collate
 from antiphon.errors import DataError
 
-FORMATS = (".csv", ".jsonl", ".parquet")
+FORMATS = (".csv", ".jsonl", ".parquet", ".arrow")
 
 
 def put(folder: Path, name: str, content: str | bytes) -> Path:
@@ -500,6 +501,106 @@ def test_foreign_parquet(tmp_path):
 
 
 # What is said when a file can't be used
+
+
+# Arrow: mapped as it lies on the disk, if its footer says that we wrote it
+
+
+def big(rows: int = 20_000) -> Manifest:
+    splits = ["train" if row < 0.8 * rows else "val" for row in range(rows)]
+    table = own(id=[str(row) for row in range(rows)], split=splits, tags=[[]] * rows)
+    nothing = [pa.nulls(rows, field.type) for field in SCHEMA]
+    columns = [table[field.name] if field.name in table.column_names else nothing[i] for i, field in enumerate(SCHEMA)]
+    return Manifest(pa.table(columns, SCHEMA))
+
+
+def test_arrow_is_mapped_and_its_rows_are_not_looked_at(tmp_path, monkeypatch):
+    table = big()
+    table.write(tmp_path / "m.arrow")
+    monkeypatch.setattr(manifest, "_is_clean", None)  # would fail if it were asked
+    before = pa.total_allocated_bytes()
+    back = read(tmp_path / "m.arrow")
+    val = back.where(split="val")
+    assert pa.total_allocated_bytes() - before < 50_000  # the rows are a megabyte and more
+    assert back == table
+    assert len(val) == 4000
+    assert (val[0], val[-1], back[16_000]) == (table[16_000], table[-1], table[16_000])
+    assert list(islice(back, 9)) == list(islice(table, 9))
+
+
+def rewritten(file: Path, **metadata: object) -> None:
+    """As a tool would that keeps what a schema says and makes the second id the first's."""
+    with pa.ipc.open_file(file) as reader:
+        table = reader.read_all()
+    ids = table["id"].to_pylist()
+    table = table.set_column(0, "id", [[ids[0], ids[0], *ids[2:]]])
+    seal = {b"antiphon.manifest": json.dumps(metadata)} if metadata else None
+    with pa.ipc.new_file(str(file), table.schema, metadata=seal) as writer:
+        writer.write_table(table)
+
+
+@pytest.mark.parametrize("seal", [{}, {"rules": 1, "rows": 9, "folder": ""}, {"rules": 0, "rows": 10, "folder": ""}])
+def test_arrow_that_others_wrote_is_checked_whole(tmp_path, seal):
+    big(10).write(tmp_path / "m.arrow")
+    rewritten(tmp_path / "m.arrow", **seal)
+    fails("1 id named more than one sound", file=tmp_path / "m.arrow")
+
+
+def test_arrow_whose_bytes_were_changed_in_place_is_cleaned_row_by_row(tmp_path):
+    rows = [Pair("one", "/a.wav", ("dark metal",)), Pair("two", "/b.wav", ("slow house",), end_seconds=2.5)]
+    file = tmp_path / "m.arrow"
+    Manifest.from_pairs(rows).write(file)
+    file.write_bytes(file.read_bytes().replace(b"dark metal", b" dark loop").replace(b"two", b"2 2"))
+    assert [(pair.id, pair.captions) for pair in read(file)] == [("one", ("dark loop",)), ("2 2", ("slow house",))]
+    file.write_bytes(file.read_bytes().replace(np.float64(2.5).tobytes(), np.float64(-2.5).tobytes()))
+    table = read(file)
+    assert table[0].id == "one"
+    with pytest.raises(DataError, match=r"m\.arrow: end_seconds holds -2\.5"):
+        list(table)
+
+
+def test_a_manifest_that_is_not_clean_gets_no_seal(tmp_path):
+    table = big(3).table
+    captions = pa.array([["x", "x"], [" y"], ["z"]], SCHEMA.field("captions").type)
+    Manifest(table.set_column(SCHEMA.names.index("captions"), "captions", captions)).write(tmp_path / "m.arrow")
+    back = read(tmp_path / "m.arrow")
+    assert not back.mapped
+    assert [pair.captions for pair in back] == [("x",), ("y",), ("z",)]
+
+
+def test_arrow_of_others_is_read_as_any_table(tmp_path):
+    with pa.ipc.new_file(
+        str(tmp_path / "a.arrow"), pa.schema([("path", pa.string()), ("text", pa.string())])
+    ) as writer:
+        writer.write_table(pa.table({"path": ["a.wav", "b.wav"], "text": [" one", None]}))
+    table = read(tmp_path / "a.arrow", default_split="val")
+    assert [(pair.audio, pair.captions, pair.split) for pair in table] == [(str(tmp_path / "a.wav"), ("one",), "val")]
+    assert read(tmp_path / "a.arrow", caption_column="path")[1].captions == ("b.wav",)
+    put(tmp_path, "cut.arrow", (tmp_path / "a.arrow").read_bytes()[:-30])
+    fails("cut.arrow is damaged Arrow", "again", file=tmp_path / "cut.arrow")
+    put(tmp_path, "short.arrow", b"ARROW1")
+    fails("short.arrow is damaged Arrow", "again", file=tmp_path / "short.arrow")
+
+
+def test_arrow_takes_a_default_split_and_another_root(tmp_path):
+    rows = [Pair("a", str(tmp_path / "a.wav"), ("x",)), Pair("b", "/elsewhere/b.wav", ("y",), split="train")]
+    Manifest.from_pairs(rows).write(tmp_path / "m.arrow")
+    (tmp_path / "other").mkdir()
+    back = read(tmp_path / "m.arrow", default_split="val", root=tmp_path / "other")
+    assert [(pair.audio, pair.split) for pair in back] == [
+        (str(tmp_path / "other" / "a.wav"), "val"),
+        ("/elsewhere/b.wav", "train"),
+    ]
+
+
+@pytest.mark.parametrize("slices", [1, 1000])
+def test_rows_that_are_kept_in_slices_are_those_of_a_filter(monkeypatch, slices):
+    monkeypatch.setattr(manifest, "_MOST_SLICES", slices)
+    table = big(500).table
+    table = pa.concat_tables([table.slice(0, 123), table.slice(123)])
+    for seed in range(20):
+        keep = pa.array(np.random.default_rng(seed).random(500) < 0.5 + seed / 40, mask=np.arange(500) % 7 == seed % 7)
+        assert manifest._kept(table, pa.chunked_array([keep[:200], keep[200:]])).equals(table.filter(keep))
 
 
 def test_missing_file_and_folder(tmp_path):

@@ -19,8 +19,8 @@ import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from antiphon import audio
-from antiphon.data import folders, remote, shards
+from antiphon import audio, remote
+from antiphon.data import folders, shards
 from antiphon.data import manifest as tables
 from antiphon.data.manifest import Manifest
 from antiphon.data.pairs import Pair
@@ -86,6 +86,8 @@ def test_what_is_written_is_told_and_found_again(manifest, tmp_path):
 def test_a_shard_is_laions(manifest, tmp_path):
     made = shards.write(manifest, tmp_path / "out", shard_size=4)
     files = members(tmp_path / "out" / "train-000001.tar")
+    with tarfile.open(tmp_path / "out" / "train-000001.tar") as archive:
+        assert {(one.mtime, one.uid, one.gid, one.uname, one.mode) for one in archive} == {(0, 0, 0, "", 0o644)}
     keys = list(dict.fromkeys(name.partition(".")[0] for name in files))
     assert list(files) == [f"{key}.{suffix}" for key in keys for suffix in ("flac", "json")]
     by_id = {pair.id: pair for pair in made}
@@ -272,6 +274,24 @@ def test_a_killed_writer_goes_on_and_the_bytes_are_the_same(manifest, tmp_path):
     assert {name: (out / name).stat().st_mtime_ns for name in before} == before
     shards.write(manifest, tmp_path / "whole", shard_size=3)
     assert contents(out) == contents(tmp_path / "whole")
+
+
+def test_a_writer_killed_between_a_shard_and_its_record_writes_it_again(manifest, tmp_path, monkeypatch):
+    write = shards.Place.write
+
+    def killed(place, name, content):
+        if name == "parts/train-000001.tar.json":
+            raise RuntimeError("killed")
+        write(place, name, content)
+
+    monkeypatch.setattr(shards.Place, "write", killed)
+    with pytest.raises(RuntimeError, match="killed"):
+        shards.write(manifest, tmp_path / "out", shard_size=4, workers=1)
+    assert (tmp_path / "out" / "train-000001.tar").exists()
+    monkeypatch.setattr(shards.Place, "write", write)
+    shards.write(manifest, tmp_path / "out", shard_size=4)
+    shards.write(manifest, tmp_path / "whole", shard_size=4)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
 def test_uploads_are_tried_again_and_a_failing_one_says_so(manifest, monkeypatch):

@@ -21,12 +21,13 @@ import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from antiphon import addresses, audio
-from antiphon.data import loaders, remote, shards
+from antiphon import addresses, audio, remote
+from antiphon.data import loaders, shards
+from antiphon.data import manifest as tables
 from antiphon.data.loaders import TrainLoader, by_shards
 from antiphon.data.manifest import Manifest
 from antiphon.data.pairs import Pair
-from antiphon.errors import AudioError, MissingExtraError, OptionError
+from antiphon.errors import AudioError, DataError, MissingExtraError, OptionError
 
 RATE = 8000
 SOUNDS = 45
@@ -246,6 +247,15 @@ def test_training_over_http_is_training_from_disk(written, endpoint, monkeypatch
     assert not made.failed
 
 
+def test_a_manifest_on_a_server_names_sounds_beside_it(written, endpoint):
+    serve(written, under="fine")
+    afar = tables.read(f"{endpoint}/fine/manifest.parquet")
+    assert [pair.audio for pair in afar] == [pair.audio for pair in moved(written, f"{endpoint}/fine")]
+    assert listed(loader(afar).epoch(0)) == listed(loader(written).epoch(0))
+    with pytest.raises(DataError, match=r"cannot fetch '.*nothing\.parquet'"):
+        tables.read(f"{endpoint}/fine/nothing.parquet")
+
+
 def test_training_from_an_object_store_is_training_from_disk(written):
     store = fsspec.filesystem("memory")
     for file in folder_of(written).glob("*.tar"):
@@ -255,21 +265,40 @@ def test_training_from_an_object_store_is_training_from_disk(written):
     )
 
 
-def test_a_process_fetches_its_own_shards_and_a_window_ahead(written, endpoint, cache, monkeypatch):
-    monkeypatch.setattr(loaders, "WINDOW", 2)
+def test_a_process_fetches_no_shards_but_its_own(written, endpoint):
     serve(written, under="fine")
     afar = moved(written, f"{endpoint}/fine")
-    batches = loader(afar, rank=0, world=2).epoch(0)
-    next(batches)
-    batches.close()
-    early = {path for _, path in Files.asked}
-    assert 2 <= len(early) <= 5
     batches = list(loader(afar, rank=0, world=2).epoch(0))
-    all_of_it = {path for _, path in Files.asked}
     sounds = {pair.id: pair for pair in afar}
     own = {addresses.parted(sounds[name].audio)[0].removeprefix(endpoint) for b in batches for name in b.ids}
-    assert own == all_of_it
+    assert own == {path for _, path in Files.asked}
     assert len(own) <= 7  # of 12
+
+
+def test_shards_are_fetched_before_they_are_heard_and_not_all_at_once(written, monkeypatch):
+    monkeypatch.setattr(loaders, "WINDOW", 2)
+    for file in folder_of(written).glob("*.tar"):
+        fsspec.filesystem("memory").pipe_file(f"/bucket/{file.name}", file.read_bytes())
+    local, fetched, there = remote.local, [], threading.Condition()
+
+    def only_ahead(url):
+        """Readers wait until the shard is there; they never fetch it."""
+        with there:
+            if threading.current_thread().name.startswith("antiphon-fetch"):
+                fetched.append(url)
+                there.notify_all()
+            assert there.wait_for(lambda: url in fetched, timeout=10)
+        return local(url)
+
+    monkeypatch.setattr(remote, "local", only_ahead)
+    afar = moved(written, "memory://bucket")
+    made = loader(afar, workers=4)
+    heard = [addresses.parted(afar[index].audio)[0] for index in made._order(0).ravel()]
+    due, lead = made._due(made._order(0).ravel())
+    assert [(place, url) for place, url in due] == sorted((heard.index(url), url) for url in set(heard))
+    assert lead == 2 * 42 // len(due)  # sounds of two shards
+    assert len(list(made.epoch(0))) == 7
+    assert sorted(fetched) == sorted(url for _, url in due)
 
 
 def test_a_shard_is_fetched_once_by_threads_and_processes(written, endpoint, cache):
@@ -278,12 +307,19 @@ def test_a_shard_is_fetched_once_by_threads_and_processes(written, endpoint, cac
     with ThreadPoolExecutor(8) as pool:
         assert len(set(pool.map(remote.local, [url] * 32))) == 1
     assert Files.asked["GET", "/fine/data-000000.tar"] == 1
-    code = "import sys; from antiphon.data import remote; print(open(remote.local(sys.argv[1]), 'rb').read() != b'')"
+    code = "import sys; from antiphon import remote; print(open(remote.local(sys.argv[1]), 'rb').read() != b'')"
     other = f"{endpoint}/fine/data-000001.tar"
     jobs = [subprocess.Popen([sys.executable, "-c", code, other], stdout=subprocess.PIPE) for _ in range(3)]
     assert [job.communicate()[0].strip() for job in jobs] == [b"True"] * 3
     assert Files.asked["GET", "/fine/data-000001.tar"] == 1
     assert sorted(file.name[20:] for file in cache.glob("[!.]*")) == ["-data-000000.tar", "-data-000001.tar"]
+
+
+def test_a_connection_may_drop_as_often_as_it_brings_something(endpoint, monkeypatch):
+    monkeypatch.setattr(remote, "_CHUNK", 1000)
+    Files.content["/drops.tar"] = content = os.urandom(40_000)
+    assert Path(remote.local(f"{endpoint}/drops.tar")).read_bytes() == content
+    assert Files.asked["GET", "/drops.tar"] >= 60  # 40 that came, and 20 or more that did not
 
 
 def test_what_a_killed_process_had_fetched_is_kept(endpoint, monkeypatch):

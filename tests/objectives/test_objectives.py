@@ -16,6 +16,7 @@ VARIANTS = [
     ("clap", {}),
     ("clap", {"soft_share": 0.3}),
     ("clap", {"mlp_terms": True}),
+    ("clap", {"hard_negatives": True}),
     ("distill", {}),
     ("distill", {"weight": None, "match_audio": 1.0, "match_text": 1.0}),
     ("listwise", {}),

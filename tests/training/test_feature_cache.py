@@ -436,6 +436,7 @@ def test_batches_hold_a_window_and_a_caption_of_their_sound(numbered):
             for name, caption, (sound, window) in zip(batch.ids, batch.captions, batch.wave.tolist(), strict=True):
                 assert int(name) == sound != 3
                 assert name in caption
+                assert batch.words[batch.ids.index(name)] == (f"sound {name}", f"the {name}th")
                 seen.add((int(sound), int(window), caption))
     assert len(seen) == 2 * int(numbered.count.sum())  # every window with every caption comes
     assert loader.failed == numbered.failed

@@ -140,6 +140,9 @@ def test_a_split_keeps_rows_together_and_copies_no_wave(batch):
     assert [part.ids for part in parts] == [["a", "b"], ["c", "d"], ["e", "f", "g"]]
     assert [caption for part in parts for caption in part.captions] == CAPTIONS
     assert torch.equal(torch.cat([part.wave for part in parts]), batch.wave)
+    words = [(caption,) for caption in CAPTIONS]
+    told = gradient_cache.split(replace(batch, words=words), most=3)
+    assert [row for part in told for row in part.words] == words
     assert parts[1].wave.data_ptr() == batch.wave[2:].data_ptr()
 
 
@@ -150,6 +153,7 @@ def test_a_split_keeps_rows_together_and_copies_no_wave(batch):
         ("clap", {}, ()),
         ("clap", {"soft_share": 0.5}, ()),
         ("clap", {"soft_share": 0.5}, ("text_encoder",)),
+        ("clap", {"hard_negatives": True}, ()),
         ("clap", {}, ("text_encoder", "text_projector")),
         ("slap", {}, ()),
     ],

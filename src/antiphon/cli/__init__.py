@@ -23,6 +23,7 @@ app = typer.Typer(
 )
 app.add_typer(models.app)
 app.add_typer(data.app, name="data")
+app.add_typer(data.alone)
 app.add_typer(libraries.app)
 _debug = False
 

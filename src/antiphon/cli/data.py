@@ -11,6 +11,7 @@ import typer
 from antiphon.cli.printing import Json, print_table
 
 app = typer.Typer(help="Fetch, check and shard data.", no_args_is_help=True)
+alone = typer.Typer()  # commands that stand outside of `antiphon data`
 
 
 @app.command("list")
@@ -53,5 +54,119 @@ def get(
         print(table)
 
 
-def _gigabytes(size: float | None) -> str:
+@app.command()
+def check(
+    table: Annotated[str, typer.Argument(metavar="MANIFEST", help="Any table of sounds and words.")],
+    against: Annotated[str | None, typer.Option(help="Another one, for example what will be evaluated on.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for report.html, findings.csv and clean.csv.")] = Path("checked"),
+    split: Annotated[str | None, typer.Option(help="Only this split; leaks between splits are not seen then.")] = None,
+    root: Annotated[str | None, typer.Option(help="Folder that relative audio paths start from.")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 where rows would be taken out.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Find what is wrong with sounds and captions before training on them, and write a table without it."""
+    from antiphon.data import doctor, doctor_report, manifest
+    from antiphon.progress import say
+
+    others = None if against is None else manifest.read(against)
+    made = doctor.check(manifest.read(table, split=split, root=root), against=others)
+    doctor_report.write(made, out / "report.html", title=f"Data check: {table}")
+    if as_json:
+        print(json.dumps(made.summary(), indent=2))
+    else:
+        rows = [(*cells, example if len(example) <= 80 else f"{example[:77]}...") for *cells, example in made.table()]
+        print_table(("finding", "count", "taken out", "example"), rows)
+    made.write(out)
+    say(f"{out / 'report.html'}, findings.csv, clean.csv")
+    if strict and made.taken_out():
+        raise typer.Exit(1)
+
+
+@app.command()
+def shard(
+    manifest: Annotated[str, typer.Argument(help="Any table of sounds and words.")],
+    out: Annotated[str, typer.Option(help="A folder, or s3://bucket/folder; the same command goes on after a kill.")],
+    codec: Annotated[str, typer.Option(help="flac (lossless) or opus.")] = "flac",
+    sample_rate: Annotated[int | None, typer.Option(help="Hz; default: each sound's own.")] = None,
+    shard_size: Annotated[int, typer.Option(help="Sounds in a shard.")] = 512,
+    workers: Annotated[int | None, typer.Option(help="Threads; default: one for each core.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the order in which sounds are dealt out.")] = 0,
+    root: Annotated[str | None, typer.Option(help="Folder that relative audio paths start from.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Write sounds and words into balanced tar shards, to be trained on from a disk, a server or object storage."""
+    from antiphon.data import manifest as tables
+    from antiphon.data import shards
+    from antiphon.progress import say
+
+    table = tables.read(manifest, root=root)
+    for note in table.notes:
+        say(note)
+    made = shards.write(
+        table, out, codec=codec, sample_rate=sample_rate, shard_size=shard_size, workers=workers, seed=seed
+    )
+    written = f"{out.rstrip('/')}/manifest.parquet"
+    if as_json:
+        print(json.dumps({"manifest": written, "sounds": len(made), "splits": made.splits()}, indent=2))
+    else:
+        print(written)
+
+
+@alone.command()
+def caption(
+    manifest: Annotated[Path, typer.Argument(help="Any table of sounds with tags or labels; captions may be missing.")],
+    out: Annotated[Path, typer.Option(help="A .csv, .jsonl or .parquet for the same rows with captions.")],
+    template: Annotated[
+        list[str] | None,
+        typer.Option(help="A text with {} in the tags' place; several: one at random. [The sounds of {}]"),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Hub id or folder of a T5 that writes them: mrm8488/t5-base-finetuned-common_gen."),
+    ] = None,
+    count: Annotated[int, typer.Option(help="Captions for each sound; 0, with --clean, makes none.")] = 1,
+    drop: Annotated[float, typer.Option(help="Chance, 0 to 1, that a tag is left out of a caption.")] = 0.0,
+    de_bias: Annotated[
+        bool | None,
+        typer.Option("--de-bias/--no-de-bias", help="Make people's gender neutral; default: in what --model writes."),
+    ] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Put new captions after those that are there.")] = False,
+    clean: Annotated[
+        bool, typer.Option("--clean", help="Clean the captions that are there: file names to words.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Of all that is random.")] = 0,
+    device: Annotated[str, typer.Option(help="Where the model runs: cpu, cuda, ...")] = "cpu",
+    batch_size: Annotated[int, typer.Option(help="Captions that the model writes at once.")] = 64,
+    root: Annotated[Path | None, typer.Option(help="Folder that relative audio paths start from.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Make captions of tags or labels, by template or by a language model, and clean those that are there."""
+    from antiphon import caption as door
+    from antiphon.captions import TEMPLATE
+    from antiphon.errors import OptionError
+
+    if template and model:
+        raise OptionError("--template and --model came: a model writes whole captions; give one of them")
+    counts = door.run(
+        manifest,
+        out=out,
+        templates=template or [TEMPLATE],
+        model=model,
+        count=count,
+        drop=drop,
+        de_bias=de_bias,
+        keep=keep,
+        clean=clean,
+        seed=seed,
+        device=device,
+        batch_size=batch_size,
+        root=root,
+    )
+    if as_json:
+        print(json.dumps({"manifest": str(out), **counts}, indent=2))
+    else:
+        print_table(("what", "number"), [(name, f"{value:,}") for name, value in counts.items()])
+
+
+def _gigabytes(size: float | int | None) -> str:
     return "" if size is None else f"{size:,.1f}"

@@ -119,9 +119,11 @@ def _seconds(examination: Examination) -> np.ndarray:
 
 def _example(name: str, finding: Finding) -> tuple[str, str]:
     detail = finding.detail if finding.rows == 1 else f"{finding.detail}, {finding.rows:,} times"
-    return tuple(
-        text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..." for text in (name, detail)
-    )
+    return _shown(name), _shown(detail)
+
+
+def _shown(text: str) -> str:
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."
 
 
 def _most(counts: Counter[str]) -> dict[str, int]:

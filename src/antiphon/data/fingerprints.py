@@ -29,20 +29,25 @@ TICK = 128  # samples: 16 ms, the unit of times in hashes and in the index
 _WINDOW, _HOP = 512, 64  # samples: 64 and 8 ms
 _LOW = 2  # bins of 15.6 Hz left out: no sound down there, but DC and rumble
 _NEAR_FRAMES, _NEAR_BINS = 12, 12  # a peak is the highest within 96 ms and 190 Hz to each side
-_FLOOR = 1e-6  # of the loudest bin (-120 dB): only what is digital silence has no peaks
+_FLOOR = 1e-12  # of the loudest bin's power (-120 dB): only what is digital silence has no peaks
 _FAN = 5  # the peaks after a peak that make triples with it: 10 hashes a peak
 _LONGEST = 63  # ticks from the first to the last peak of a hash, about 1 s
 _KEPT, _KEPT_PER_SECOND = 384, 48  # hashes of a sound
 
+NOTHING = np.zeros(0, np.uint32)
+"""The hashes of a sound that has none, and their times."""
+
 MOST_SOUNDS = 1 << 22  # of an index: number, number and offset share 63 bits
 _ZERO = 1 << 18  # what stands for an offset of 0; the largest is 70 minutes
 _NEIGHBOURS = 32  # occurrences of one hash that each one is paired with: a hum has the same hash a thousand times
-_VOTES = 4  # shared hashes at one offset that make a candidate; of 335 unlike sounds 6 pairs of 55 945 have as many
+_VOTES, _FEW_VOTES = 4, 3  # shared hashes at one offset that make a candidate; the fewer where a sound has few hashes
+_FEW_HASHES = 256
+_PARTS = 8  # that the hashes are sorted in
 
 _REACH = 512  # samples around a candidate's offset in which the exact one lies
 SHORTEST_SECONDS = 0.2  # in common, below which nothing is said
 _BANDS = 16  # of 250 Hz each, that must agree one by one
-_DELAYS = np.linspace(-0.5, 0.5, 9)  # samples: copies of other rates do not meet on our grid
+_DELAYS = np.linspace(-1.5, 1.5, 25)  # samples around a lag: copies of other rates do not meet on our grid
 SAME = 0.75  # similarity from which on two sounds are one recording
 
 
@@ -60,7 +65,7 @@ class Candidate:
 
 
 class Index:
-    """The hashes of many sounds: `add` each, then ask for `candidates`. About 10 bytes a hash, twice that to sort."""
+    """The hashes of many sounds: `add` each, then ask for `candidates`. 8 bytes a hash, a little more to sort."""
 
     def __init__(self) -> None:
         self._hashes: list[np.ndarray] = []
@@ -75,36 +80,49 @@ class Index:
 
     def candidates(self) -> list[Candidate]:
         """Pairs with enough shared hashes at one offset, most votes first; each pair once, at its best offset."""
-        if not any(len(part) for part in self._hashes):
-            return []
-        hashes, times, sounds = self._shared()
         keys = [np.zeros(0, np.int64)]
-        for step in range(1, _NEIGHBOURS + 1):
-            at = np.flatnonzero((hashes[step:] == hashes[:-step]) & (sounds[step:] != sounds[:-step]))
-            offset = times[at + step].astype(np.int64) - times[at]
-            near = np.abs(offset) < _ZERO
-            at, offset = at[near], offset[near]
-            keys.append((sounds[at] << 41) + (sounds[at + step] << 19) + offset + _ZERO)
-        return list(_voted(np.concatenate(keys)))
+        for part in range(_PARTS):
+            hashes, times, sounds = self._shared(part)
+            for step in range(1, _NEIGHBOURS + 1):
+                at = np.flatnonzero((hashes[step:] == hashes[:-step]) & (sounds[step:] != sounds[:-step]))
+                offset = times[at + step].astype(np.int64) - times[at]
+                near = np.abs(offset) < _ZERO
+                at, offset = at[near], offset[near]
+                keys.append((sounds[at] << 41) + (sounds[at + step] << 19) + offset + _ZERO)
+        few = {sound for sound, hashes in zip(self._sounds, self._hashes, strict=True) if len(hashes) < _FEW_HASHES}
+        return [
+            candidate
+            for candidate in _voted(np.concatenate(keys), least=_FEW_VOTES)
+            if candidate.votes >= _VOTES or few & {candidate.first, candidate.second}
+        ]
 
-    def _shared(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Hashes that occur more than once, with their times and sounds, ordered by hash, then by sound."""
-        hashes, times = np.concatenate(self._hashes), np.concatenate(self._times)
-        sounds = np.repeat(np.array(self._sounds, np.int64), [len(part) for part in self._hashes])
+    def _shared(self, part: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Hashes that occur more than once, with their times and sounds, ordered by hash, then by sound.
+
+        Of one in `_PARTS` of all hashes, so that sorting takes little beside what is kept.
+        """
+        chosen = [np.flatnonzero(hashes % _PARTS == part) for hashes in self._hashes]
+        hashes, times = (
+            np.concatenate([NOTHING, *(values[at] for values, at in zip(lists, chosen, strict=True))])
+            for lists in (self._hashes, self._times)
+        )
+        sounds = np.repeat(np.array(self._sounds, np.int64), [len(at) for at in chosen])
         order = np.lexsort((sounds, hashes))
-        twin = hashes[order][1:] == hashes[order][:-1]
-        order = order[np.append(twin, False) | np.insert(twin, 0, False)]
+        ordered = hashes[order]
+        twin = np.zeros(len(order) + 1, bool)  # whether each one's hash is that of the one before it
+        twin[1:-1] = ordered[1:] == ordered[:-1]
+        order = order[twin[:-1] | twin[1:]]
         return hashes[order], times[order], sounds[order]
 
 
-def _voted(keys: Int64[np.ndarray, " pairs"]) -> Iterator[Candidate]:
+def _voted(keys: Int64[np.ndarray, " pairs"], *, least: int) -> Iterator[Candidate]:
     """Candidates from keys of (first, second, offset in ticks), one for each hash that two sounds share."""
     keys, votes = np.unique(keys, return_counts=True)
     beside = np.append(np.diff(keys) == 1, False)  # the next key is the same pair, a tick later
     votes = votes + np.where(beside, np.append(votes[1:], 0), 0)
     seen: set[int] = set()
     for at in np.argsort(-votes, kind="stable"):
-        if votes[at] < _VOTES:
+        if votes[at] < least:
             return
         pair, offset = divmod(int(keys[at]), 2 * _ZERO)
         if pair not in seen:
@@ -122,7 +140,7 @@ def landmarks(
     """
     frames, bins = _peaks(wave)
     if len(frames) < 3:
-        return np.zeros(0, np.uint32), np.zeros(0, np.uint32)
+        return NOTHING, NOTHING
     starts = frames * _HOP / TICK
     found = [_triples(starts, bins, near, far) for far in range(2, _FAN + 1) for near in range(1, far)]
     hashes, times = (np.concatenate(parts) for parts in zip(*found, strict=True))
@@ -150,17 +168,17 @@ def similarity(first: Float32[np.ndarray, " first_samples"], second: Float32[np.
     if min(len(first), len(second)) < SHORTEST_SECONDS * RATE:
         return 0.0
     a, b = (wave.astype(np.float64) for wave in (first, second))
-    lag = _lag(a, b)
-    a, b = a[max(0, -lag) :], b[max(0, lag) :]
-    length = min(len(a), len(b))
-    return _agreement(_spectra(a[:length], _WINDOW // 2), _spectra(b[:length], _WINDOW // 2))
+    return max(_laid_over(a, b, lag) for lag in _lags(a, b))
 
 
 def _peaks(wave: np.ndarray) -> tuple[Int64[np.ndarray, " peaks"], Int64[np.ndarray, " peaks"]]:
     """Frames and bins of the peaks of the spectrogram, in the order of time."""
-    power = np.abs(_spectra(np.pad(wave, _WINDOW // 2), _HOP)[:, _LOW:-1])
+    spectra = _spectra(np.pad(wave, _WINDOW // 2), _HOP)[:, _LOW:-1]
+    power = spectra.real**2 + spectra.imag**2
     highest = _running_max(_running_max(power, _NEAR_FRAMES).T, _NEAR_BINS).T
-    return np.nonzero((power == highest) & (power > _FLOOR * power.max(initial=1e-6)))
+    at = np.flatnonzero((power == highest) & (power > _FLOOR * power.max(initial=_FLOOR)))
+    frames, bins = np.divmod(at, power.shape[1])  # np.nonzero of a matrix takes several times as long
+    return frames, bins
 
 
 def _spectra(wave: np.ndarray, hop: int) -> np.ndarray:
@@ -195,17 +213,34 @@ def _triples(starts: np.ndarray, bins: np.ndarray, near: int, far: int) -> tuple
     return mixed[close].astype(np.uint32), starts[begin][close].astype(np.uint32)
 
 
-def _lag(a: np.ndarray, b: np.ndarray) -> int:
-    """Samples that `b` is late, from the cross-correlation whitened half-way (phase transform)."""
+def _lags(a: np.ndarray, b: np.ndarray) -> set[int]:
+    """Samples that `b` may be late: where the cross-correlation is highest, as it is and whitened (phase transform).
+
+    As it is, it sees a rumble's periods and not the wave on top; whitened, it sees two cuts as one event. One is right.
+    """
     size = 1 << (len(a) + len(b) - 1).bit_length()
     cross = np.conj(np.fft.rfft(a, size)) * np.fft.rfft(b, size)
-    correlation = np.fft.irfft(cross / np.sqrt(np.abs(cross) + 1e-12 * np.abs(cross).max(initial=1e-12)), size)
-    near = np.concatenate([correlation[-_REACH:], correlation[: _REACH + 1]])
-    return int(np.abs(near).argmax()) - _REACH
+    strength = np.abs(cross) + 1e-12 * np.abs(cross).max(initial=1e-12)
+    lags = set()
+    for whiteness in (0, 0.5):
+        correlation = np.fft.irfft(cross / strength**whiteness, size)
+        near = np.concatenate([correlation[-_REACH:], correlation[: _REACH + 1]])
+        lags.add(int(np.abs(near).argmax()) - _REACH)
+    return lags
+
+
+def _laid_over(a: np.ndarray, b: np.ndarray, lag: int) -> float:
+    """`similarity` with `b` late by so many samples."""
+    a, b = a[max(0, -lag) :], b[max(0, lag) :]
+    length = min(len(a), len(b))
+    return _agreement(_spectra(a[:length], _WINDOW // 2), _spectra(b[:length], _WINDOW // 2))
 
 
 def _agreement(a: np.ndarray, b: np.ndarray) -> float:
-    """Weighted mean agreement of the tiles of two spectrograms `[frames bins]`, at the best delay within a sample."""
+    """Weighted mean agreement of the tiles of two spectrograms `[frames bins]`, at the best delay of some samples.
+
+    Upright or upside down is tried: of what lies near 4 kHz, a delay of a sample looks like the other sign.
+    """
     bins = np.arange(a.shape[1])
     cross = np.where(bins < _LOW, 0, np.conj(a) * b)
     turns = np.exp(1j * np.outer(_DELAYS, bins * 2 * np.pi / _WINDOW))  # [delays bins]
@@ -216,9 +251,11 @@ def _agreement(a: np.ndarray, b: np.ndarray) -> float:
         return 0.0
     heard = weight > 0
     gain = np.exp(np.average(np.log(energy_a[heard] / energy_b[heard]), weights=weight[heard]))
-    turned = _tiles((cross * turns[np.abs(whole).argmax()]).real)
-    agreement = 2 * np.sqrt(gain) * turned[heard] / (energy_a + gain * energy_b)[heard]
-    return abs(float(np.average(agreement, weights=weight[heard])))
+    scale = 2 * np.sqrt(gain) / (energy_a + gain * energy_b)[heard]
+    return max(
+        abs(float(np.average(scale * _tiles((cross * turns[delay]).real)[heard], weights=weight[heard])))
+        for delay in (whole.argmax(), whole.argmin())
+    )
 
 
 def _tiles(values: np.ndarray) -> np.ndarray:

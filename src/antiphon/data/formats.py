@@ -1,4 +1,4 @@
-"""How a row of a file becomes a `Pair`, and a pair a row: CSV, TSV, JSON, JSONL, Parquet, tar, a folder of classes.
+"""How a row of a file becomes a `Pair`, and a pair a row: CSV, TSV, JSON, JSONL, Parquet, Arrow, tar, class folders.
 
 Data flow: `read` tells a file's format from its content and gives a `Table`, its rows and which of its columns are
 meant (`ALIASES`, or a public set's own: `layouts`) -> `pairs` turns cells into pairs and finds each sound's file.
@@ -12,7 +12,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -46,6 +46,7 @@ ALIASES = {
     "licence": ("licence", "license"),
     "source": ("source",),
 }
+SEAL = b"antiphon.manifest"  # the key of what an .arrow's footer says of its rows
 WORDS = ("captions", "tags", "label")  # a row has at least one of them
 
 # Split names that are understood, in any case; every other name is kept as it is.
@@ -210,10 +211,55 @@ def _long_fields() -> Iterator[None]:
 
 def is_parquet(file: Path) -> bool:
     """Whether the file begins as Parquet does."""
+    return _begins(file, b"PAR1")
+
+
+def is_arrow(file: Path) -> bool:
+    """Whether the file begins as a file of Arrow's IPC does."""
+    return _begins(file, b"ARROW1")
+
+
+def _begins(file: Path, mark: bytes) -> bool:
     if file.is_dir():
         return False
     with file.open("rb") as stream:
-        return stream.read(4) == b"PAR1"
+        return stream.read(len(mark)) == mark
+
+
+def columnar(file: Path) -> Callable[[Path, Named], tuple[Table, pa.Table]] | None:
+    """What reads the file as columns, if it is such a file."""
+    if is_parquet(file):
+        return read_parquet
+    return read_arrow if is_arrow(file) else None
+
+
+def map_arrow(file: Path) -> tuple[pa.Table, dict[str, Any]]:
+    """A file of Arrow's IPC, mapped and not looked through, and its footer's seal; `DataError` if it is cut off."""
+    try:
+        with pa.ipc.open_file(pa.memory_map(os.fspath(file))) as reader:
+            table, footer = reader.read_all(), reader.metadata or {}
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{file} is damaged Arrow: {str(error).splitlines()[0]}; write or fetch it again") from error
+    try:
+        seal = json.loads(footer.get(SEAL, b"{}"))
+    except ValueError:
+        seal = {}
+    return table, seal if isinstance(seal, dict) else {}
+
+
+def read_arrow(file: Path, named: Named) -> tuple[Table, pa.Table]:
+    """A file of Arrow's IPC whole, as `read_parquet` does; `DataError` if it is damaged or lacks a column."""
+    table, _ = map_arrow(file)
+    try:
+        table.validate(full=True)
+    except pa.ArrowInvalid as error:
+        raise DataError(f"{file} is damaged Arrow: {str(error).splitlines()[0]}; write or fetch it again") from error
+    made = make_table(str(file), table.column_names, (), named)
+    wanted = [
+        name for name in table.column_names if made.layout or any(name in names for names in made.columns.values())
+    ]
+    table = table.select(wanted)
+    return replace(made, rows=_parquet_rows(table)), table
 
 
 def read_parquet(file: Path, named: Named, *, name: str | None = None) -> tuple[Table, pa.Table]:

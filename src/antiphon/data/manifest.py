@@ -8,6 +8,9 @@ MagnaTagATune, OpenMIC, VGGSound); LAION's tar shards, datasets of the Hugging F
 (`folders`). The format is told from the content; the suffix only helps where the content says nothing. Nothing
 downstream knows formats.
 
+For millions of rows there is `.arrow`, which `Manifest.write` writes and `read` maps into memory: no row is decoded,
+copied or checked before it is asked for, so ten million open in the time of one (`benchmarks/data.py`).
+
 Unlike a data frame the table has one fixed schema, one row per sound (the rows of a file that name the same
 sound in the same split become one row with several captions), and audio paths that can be opened from
 anywhere.
@@ -28,15 +31,17 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, SupportsIndex
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from antiphon import remote
 from antiphon.audio import HIGHEST_RATE, LOWEST_RATE
 from antiphon.data import folders, formats, layouts
 from antiphon.data.formats import ALIASES, SPLITS, split_name
 from antiphon.data.pairs import Pair
-from antiphon.errors import DataError
+from antiphon.errors import AudioError, DataError
 
 __all__ = ["ALIASES", "SCHEMA", "SPLITS", "Manifest", "read", "split_name"]
 
@@ -50,6 +55,11 @@ _KINDS = {
 }
 SCHEMA = pa.schema([(name, _KINDS.get(name, pa.string())) for name in ALIASES])
 
+_RULES = 1  # of `_is_clean`; an .arrow that was sealed under others is checked whole
+_ROWS_AT_ONCE = 4096  # turned into objects
+_ROWS_A_BATCH = 1 << 19  # of an .arrow: to open ten million rows is to look at 20 headers
+_MOST_SLICES = 1000  # of a table that keeps some of its rows; more are slower than a copy
+
 # What is not relative to a folder: an absolute path of this system, or a URL. Written for Arrow's RE2.
 _ROOTED = (
     r"^([A-Za-z]:[\\/]|[\\/]|[A-Za-z][A-Za-z0-9+.-]+://)" if os.name == "nt" else r"^(/|[A-Za-z][A-Za-z0-9+.-]+://)"
@@ -61,11 +71,13 @@ class Manifest:
     """A table of `Pair`s with the columns of `SCHEMA`; `notes` says what was left out while reading.
 
     Two manifests are equal when their tables are. `table` is Arrow's: a million rows cost their bytes, and
-    a row becomes a Python object only when it is asked for.
+    a row becomes a Python object only when it is asked for. `mapped` is the `.arrow` file that the table lies in, if
+    any: its rows are cleaned as `read` cleans those of other files, or refused, when they become objects.
     """
 
     table: pa.Table
     notes: tuple[str, ...] = field(default=(), compare=False)
+    mapped: str = field(default="", compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not self.table.schema.equals(SCHEMA):
@@ -89,8 +101,8 @@ class Manifest:
         return self.table.num_rows
 
     def __iter__(self) -> Iterator[Pair]:
-        for batch in self.table.to_batches(max_chunksize=4096):
-            yield from map(_to_pair, batch.to_pylist())
+        for start in range(0, len(self), _ROWS_AT_ONCE):
+            yield from self._pairs(start, _ROWS_AT_ONCE)
 
     def __repr__(self) -> str:
         return f"Manifest({formats.plural(len(self), 'pair')}, splits={self.splits()}, notes={self.notes})"
@@ -99,7 +111,11 @@ class Manifest:
         place = operator.index(index)
         if not -len(self) <= place < len(self):
             raise IndexError(f"pair {place} of a manifest of {len(self)}")
-        return _to_pair(self.table.slice(place % len(self), 1).to_pylist()[0])
+        return next(self._pairs(place % len(self), 1))
+
+    def _pairs(self, start: int, count: int) -> Iterator[Pair]:
+        for row in self.table.slice(start, count).to_pylist():
+            yield formats.clean_pair(self.mapped, row, None) if self.mapped else _to_pair(row)
 
     def splits(self) -> dict[str, int]:
         """Number of pairs by split, in the order of the table; pairs without one are not counted."""
@@ -118,7 +134,7 @@ class Manifest:
                 else f"split '{split}' was asked for and none of the {len(self)} pairs has a split: "
                 "add a column 'split', pass default_split=, or ask for no split"
             )
-        return replace(self, table=self.table.filter(pc.equal(self.table["split"], name)))
+        return replace(self, table=_kept(self.table, pc.equal(self.table["split"], name)))
 
     def held_out(self, fold: str | int) -> "Manifest":
         """The same pairs with one fold as the split `test` and all others as `train`; `DataError` where it isn't."""
@@ -141,7 +157,7 @@ class Manifest:
                 "some of those (for example 'the sound of dog')"
             )
         note = f"{formats.plural(left, 'pair')} with a label or tags and without a caption left out"
-        return replace(self, table=self.table.filter(has), notes=(*self.notes, note))
+        return replace(self, table=_kept(self.table, has), notes=(*self.notes, note))
 
     def captions(self) -> list[str]:
         """Every distinct caption once, in the order of the table."""
@@ -161,21 +177,25 @@ class Manifest:
         return digest.hexdigest()
 
     def write(self, path: str | os.PathLike[str]) -> None:
-        """Write a `.csv`, `.jsonl` or `.parquet`, as the suffix says; `read` gives an equal manifest back.
+        """Write a `.csv`, `.jsonl`, `.parquet` or `.arrow`, as the suffix says; `read` gives an equal manifest back.
 
-        Audio below the file's own folder is written relative to it, so that the folder can move as a whole.
-        The file appears complete or not at all. Raises `DataError` for another suffix or a place that can't
-        be written to.
+        Audio below the file's own folder is written relative to it, so that the folder can move as a whole. (In
+        `.arrow` paths are whole, to be mapped as they are, and the folder stands beside them: once it has moved, `read`
+        makes the paths anew in memory until the manifest is written again.) `.arrow` is for millions of rows: five to
+        ten times the bytes of Parquet, and it opens at once. The file appears complete or not at all. Raises
+        `DataError` for another suffix or a place that can't be written to.
         """
         file = Path(os.path.abspath(path))
         writers: dict[str, Callable[[Manifest, Path], None]]
         writers = {".csv": formats.write_csv, ".jsonl": formats.write_jsonl, ".parquet": _write_parquet}
+        writers[".arrow"] = partial(_write_arrow, folder=str(file.parent))
         if file.suffix.lower() not in writers:
             raise DataError(f"cannot write a manifest to {path}: its suffix must be one of {', '.join(writers)}")
         beside = file.with_name(f".{file.name}.{os.getpid()}.tmp")
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            writers[file.suffix.lower()](Manifest(_relative(self.table, str(file.parent))), beside)
+            relative = Manifest(_relative(self.table, str(file.parent)))
+            writers[file.suffix.lower()](relative, beside)
             os.replace(beside, file)
         except OSError as error:
             raise DataError(f"cannot write {path}: {error.strerror or error}; choose another place") from error
@@ -198,8 +218,9 @@ def read(
     """Read any of the formats above into a `Manifest`.
 
     Args:
-        path: a CSV, TSV, JSON, JSONL (text in UTF-8), Parquet or tar file, a folder of shards or of class folders, or
-            a dataset of the Hugging Face hub as `hf://datasets/owner/name`, which is fetched.
+        path: a CSV, TSV, JSON, JSONL (text in UTF-8), Parquet, Arrow or tar file, a folder of shards or of class
+            folders, a file's URL, or a dataset of the Hugging Face hub as `hf://datasets/owner/name`; the last two are
+            fetched.
         root: the folder (or URL) that relative audio paths start from, and that the sounds of a public set are looked
             for in; default: the file's own folder.
         split: keep only this split (any name in `SPLITS`).
@@ -217,7 +238,7 @@ def read(
         DataError: the file is missing, empty, broken, of no known format, without a column of audio or one of words,
             or without any words; a split or fold isn't there; an id names two sounds. One line, with the place.
     """
-    source = folders.fetch(os.fspath(path)) if os.fspath(path).startswith(folders.HUB) else Path(path)
+    source, root = _fetched(os.fspath(path), root)
     if not source.exists():
         hub = re.fullmatch(r"[\w.-]+/[\w.-]+", os.fspath(path)) and not source.parent.exists()
         near = f"; a dataset of the hub is {folders.HUB}{path}" if hub else ""
@@ -237,12 +258,25 @@ def read(
             sample_rate=default_sample_rate,
             lost=lost,
         )
-        made = _load(source, named, split_name(default_split), make, lost)
+        mapped = None if any(named.values()) else _map(source, folder, split_name(default_split))
+        made = mapped or _load(source, named, split_name(default_split), make, lost)
     except OSError as error:
         raise DataError(f"cannot read {source}: {error.strerror or error}") from error
-    made = replace(made, table=_rebase(made.table, folder))
+    made = mapped or replace(made, table=_rebase(made.table, folder))
     made = made if test_fold is None else made.held_out(test_fold)
     return made if split is None else made.where(split=split)
+
+
+def _fetched(path: str, root: str | os.PathLike[str] | None) -> tuple[Path, str | os.PathLike[str] | None]:
+    """Where a table is on this machine, fetched if it is elsewhere, and what its relative paths start from."""
+    if path.startswith(folders.HUB):
+        return folders.fetch(path), root
+    if not remote.is_url(path):
+        return Path(path), root
+    try:
+        return Path(remote.local(path)), path.split("?")[0].rpartition("/")[0] if root is None else root
+    except AudioError as error:
+        raise DataError(str(error)) from error
 
 
 # Rows to table
@@ -255,8 +289,8 @@ def _load(
     make: Callable[[formats.Table], Iterable[Pair]],
     lost: Counter[str],
 ) -> Manifest:
-    if formats.is_parquet(source):
-        table, columns = formats.read_parquet(source, named)
+    if (reader := formats.columnar(source)) is not None:
+        table, columns = reader(source, named)
         if (own := _own(columns, table.columns, default_split)) is not None:
             return Manifest(own)
         if not columns.num_rows:
@@ -281,19 +315,25 @@ def _filled(table: pa.Table, default_split: str | None) -> pa.Table:
     for name in SCHEMA.names:
         if name not in table.column_names:
             table = table.append_column(name, pa.nulls(table.num_rows, SCHEMA.field(name).type))
-    if default_split:
-        filled = pc.fill_null(table["split"], default_split)
-        table = table.set_column(table.column_names.index("split"), "split", filled)
-    table = table.select(SCHEMA.names).cast(SCHEMA)
+    table = _split_where_none(table.select(SCHEMA.names).cast(SCHEMA), default_split)
     if table["tags"].null_count:
         table = _with(table, "tags", pc.coalesce(table["tags"], pa.scalar([], SCHEMA.field("tags").type)))
     return table
 
 
+def _split_where_none(table: pa.Table, split: str | None) -> pa.Table:
+    if split is None or not table["split"].null_count:
+        return table
+    return _with(table, "split", pc.fill_null(table["split"], split))
+
+
 def _is_clean(table: pa.Table) -> bool:
-    """Whether `_merge` would leave every row as it is; asked of columns: a million rows must open at once."""
+    """Whether `_merge` would leave every row as it is; asked of columns, which takes seconds for a million rows.
+
+    Who changes what this asks raises `_RULES`.
+    """
     rows, sound = table.num_rows, ["audio", "start_seconds", "end_seconds", "split", "fold"]
-    if not rows or any(table[name].null_count for name in ("id", "audio", "captions")):
+    if not rows or any(table[name].null_count for name in ("id", "audio", "captions", "tags")):
         return False
     start, end = pc.fill_null(table["start_seconds"], 0.0), pc.fill_null(table["end_seconds"], math.inf)
     has_words = pc.or_(
@@ -404,6 +444,31 @@ def _write_parquet(manifest: Manifest, file: Path) -> None:
     pq.write_table(manifest.table, file, compression="zstd")
 
 
+def _write_arrow(manifest: Manifest, file: Path, *, folder: str) -> None:
+    """Uncompressed with whole paths, to be mapped as it is; sealed if its rows are clean.
+
+    The seal lies in the footer of the file, which no tool takes over that writes the table anew (it would take over
+    what the schema says): it is worth no more than the rows that it was given for.
+    """
+    table = _rebase(manifest.table, folder)
+    seal = {"rules": _RULES, "rows": table.num_rows, "folder": folder} if _is_clean(table) else {}
+    with pa.ipc.new_file(os.fspath(file), SCHEMA, metadata={formats.SEAL: json.dumps(seal).encode()}) as writer:
+        writer.write_table(table, max_chunksize=_ROWS_A_BATCH)
+
+
+def _map(source: Path, folder: str, default_split: str | None) -> Manifest | None:
+    """A sealed `.arrow` as it lies on the disk; None for any other file."""
+    if not formats.is_arrow(source):
+        return None
+    table, seal = formats.map_arrow(source)
+    told = (seal.get("rules"), seal.get("rows"))
+    if told != (_RULES, table.num_rows) or not table.schema.equals(SCHEMA):
+        return None
+    if seal["folder"] != folder:
+        table = _rebase(_relative(table, seal["folder"]), folder)
+    return Manifest(_split_where_none(table, default_split), mapped=str(source))
+
+
 def _folder(root: str | os.PathLike[str]) -> str:
     text = os.fspath(root)
     if "://" in text:
@@ -432,6 +497,15 @@ def _relative(table: pa.Table, folder: str) -> pa.Table:
     rest = pc.utf8_slice_codeunits(audio, len(prefix))
     taken = pc.and_(pc.starts_with(audio, prefix), pc.not_equal(rest, ""))
     return _with(table, "audio", pc.if_else(pc.and_not(taken, pc.match_substring_regex(rest, _ROOTED)), rest, audio))
+
+
+def _kept(table: pa.Table, keep: pa.ChunkedArray) -> pa.Table:
+    """The rows where `keep` is true; where these lie together, as those of a split mostly do, they are not copied."""
+    mask = pc.fill_null(keep, False).to_numpy().view("int8")
+    bounds = np.flatnonzero(np.diff(mask, prepend=0, append=0)).reshape(-1, 2)
+    if len(bounds) > _MOST_SLICES:
+        return table.filter(keep)
+    return pa.concat_tables(table.slice(start, end - start) for start, end in bounds.tolist())
 
 
 def _with(table: pa.Table, column: str, values: pa.ChunkedArray) -> pa.Table:

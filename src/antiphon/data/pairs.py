@@ -1,7 +1,7 @@
 """A pair is a sound and the words that describe it; a batch is what a model sees of several pairs at once."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -38,17 +38,23 @@ class Pair:
     licence: str | None = None
     source: str | None = None
 
+    def words(self) -> tuple[str, ...]:
+        """All that is said of the sound: captions, tags and label."""
+        return (*self.captions, *self.tags, *([self.label] if self.label else []))
+
 
 @dataclass(frozen=True)
 class Batch:
     """Sounds of one length with one caption each. Row i of `wave` belongs to `ids[i]` and `captions[i]`.
 
+    `words[i]` is all that the table says of the sound, its captions, tags and label; empty where nobody has told.
     A wave of 16-bit integers waits on the host in half the memory; `to` makes it float32 in [-1, 1].
     """
 
     ids: list[str]
     wave: Float[Tensor, "batch samples"] | Int16[Tensor, "batch samples"]
     captions: list[str]
+    words: list[tuple[str, ...]] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -59,13 +65,19 @@ class Batch:
         return replace(self, wave=wave / INT16 if wave.dtype == torch.int16 else wave)
 
 
-def collate(ids: Sequence[str], waves: Sequence[np.ndarray | Tensor], captions: Sequence[str]) -> Batch:
+def collate(
+    ids: Sequence[str],
+    waves: Sequence[np.ndarray | Tensor],
+    captions: Sequence[str],
+    words: Sequence[tuple[str, ...]] = (),
+) -> Batch:
     """Stack sounds of one length into a `Batch`.
 
     Args:
         ids: one per sound.
         waves: 1-D samples on the CPU, arrays or tensors, all float32 or all int16 and of one length.
         captions: the one caption that was drawn for each sound.
+        words: all that is said of each sound, or nothing.
 
     Raises:
         DataError: nothing to stack, lists of different lengths, or a wave of another shape, length or type.
@@ -86,4 +98,4 @@ def collate(ids: Sequence[str], waves: Sequence[np.ndarray | Tensor], captions: 
                 f"{dtype} of shape [{samples}], as the first one's: cut or pad every sound to one length first"
             )
         stacked[row] = array
-    return Batch(ids=list(ids), wave=torch.from_numpy(stacked), captions=list(captions))
+    return Batch(ids=list(ids), wave=torch.from_numpy(stacked), captions=list(captions), words=list(words))

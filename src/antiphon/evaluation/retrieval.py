@@ -124,8 +124,9 @@ def evaluate_within(
     """Sounds found by sounds, or texts by texts; nothing finds itself.
 
     Sounds belong together that share a caption, a label or a tag; texts that describe one sound. What belongs to
-    nothing else is no query, and is counted in `excluded`; it stays a candidate. Keys are those of one direction and `ndcg@5`,
-    `ndcg@10`, under `audio_to_audio/` or `text_to_text/`. Raises `DataError` where nothing belongs together.
+    nothing else is no query, and is counted in `excluded`; it stays a candidate. Keys are those of one
+    direction and `ndcg@5`, `ndcg@10`, under `audio_to_audio/` or `text_to_text/`. Raises `DataError` where nothing
+    belongs together.
     """
     if what == "audio":
         heard = hear(model, manifest, progress=progress)

@@ -1,12 +1,14 @@
 """CLAP: symmetric InfoNCE with a learned scale.
 
 Idea: within a batch, each sound must find its own caption among all captions, and each caption its sound.
-Needs: large batches (every other pair is a negative); captions that tell sounds apart.
+Needs: large batches (every other pair is a negative); captions that tell sounds apart. Hard negatives need captions
+with words that `captions.KINDS` knows: `train/negatives` is the share of sounds that got one.
 When to use: the default of the field; the baseline every other objective is compared with.
 Relatives: `slap` needs no negatives; `siglip` no softmax; LAION-CLAP and Custom-CLAP are this objective with other
 towers, LAION's `--clap-mlploss` is `mlp_terms: true`.
 Source: Radford et al. 2021 (CLIP); Wu et al. 2023 (LAION-CLAP), eq. 1; Elizalde et al. 2023. The four terms are those
-of `ClipLoss` in LAION-CLAP's code.
+of `ClipLoss` in LAION-CLAP's code. Hard negatives by swapped words: Manco, Salamon and Nieto 2024 ("Augment, Drop &
+Swap", arXiv:2409.11498); rules, word lists and their place in the loss (`losses.info_nce`) are our own.
 Example: `antiphon train objective=clap data=csv data.train=pairs.csv`
 """
 
@@ -20,7 +22,9 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from antiphon import losses
+from antiphon.captions import draws, swap
 from antiphon.data.pairs import Batch
+from antiphon.errors import OptionError
 from antiphon.model import DualEncoder
 
 MAX_SCALE = 100.0  # CLIP's clamp: a sharper softmax only amplifies noise and overflows in fp16
@@ -33,9 +37,15 @@ class CLAP(nn.Module):
     share of each target goes to captions that mean nearly the same, by the text encoder's own cosine over
     `soft_temperature` (`losses.soft_targets`); 0 is the published loss. `mlp_terms`: each side is compared with the
     other's after one more MLP, instead of directly: see `losses.mlp_info_nce`. Embeddings stay the projections.
+    `hard_negatives`: each sound must also tell its caption from the same one with a word swapped (`captions.swap`) for
+    one that nothing said of the sound (`Batch.words`) holds; sounds without such a word have none. Negatives are drawn
+    by step and id, alike in micro-batches and on any number of processes; the text tower runs twice.
+
+    Raises `OptionError` for hard negatives with `mlp_terms`.
     """
 
     separable = False
+    draw: Int[Tensor, ""]  # what hard negatives are drawn with: random at first, one more with each step
 
     def __init__(
         self,
@@ -45,8 +55,16 @@ class CLAP(nn.Module):
         soft_share: float | int = 0.0,
         soft_temperature: float | int = 0.1,
         mlp_terms: bool = False,
+        hard_negatives: bool = False,
     ) -> None:
         super().__init__()
+        if hard_negatives and mlp_terms:
+            raise OptionError(
+                "objective.hard_negatives=true goes with the plain loss alone: set objective.mlp_terms=false"
+            )
+        self.hard_negatives = hard_negatives
+        if hard_negatives:
+            self.register_buffer("draw", torch.randint(2**31, ()))
         self.soft_share, self.soft_temperature = soft_share, soft_temperature
         self.merge_equal_captions, self.mlp_terms = merge_equal_captions, mlp_terms
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / temperature)))
@@ -66,10 +84,12 @@ class CLAP(nn.Module):
         if self.mlp_terms:
             embeddings["audio_transformed"] = self.audio_transform(normalize(embeddings["audio"].float(), dim=-1))
             embeddings["text_transformed"] = self.text_transform(normalize(embeddings["text"].float(), dim=-1))
+        if self.hard_negatives:
+            embeddings["negative"] = self._negatives(model, batch)
         return {**embeddings, "representation": representation.detach()} if self.soft_share else embeddings
 
     def loss(self, embeddings: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
-        """InfoNCE both ways, and the scale as `scale`."""
+        """InfoNCE both ways, the scale as `scale`, and the share of sounds with a hard negative as `negatives`."""
         correct: dict[str, Any] = {}
         if self.soft_share:
             meant = embeddings["representation"]
@@ -90,17 +110,34 @@ class CLAP(nn.Module):
                 **correct,
             )
             return {**terms, "scale": scale.detach(), "scale_text": self.log_scale_text.exp().detach()}
-        return {**losses.info_nce(audio=audio, text=text, scale=scale, **correct), "scale": scale.detach()}
+        negative = embeddings.get("negative")
+        terms = losses.info_nce(audio=audio, text=text, scale=scale, negative=negative, **correct)
+        if negative is not None:
+            terms["negatives"] = negative.detach().any(dim=1).float().mean()
+        return {**terms, "scale": scale.detach()}
 
     def after_step(self, model: DualEncoder) -> None:
-        """Clamp the scale to [1, 100] and tell the model."""
+        """Clamp the scale to [1, 100] and tell the model; other negatives next time."""
         if self.mlp_terms:
             settle_scale(self.log_scale_text, model)
         settle_scale(self.log_scale, model)
+        if self.hard_negatives:
+            self.draw += 1
 
     def embedder(self, model: DualEncoder) -> DualEncoder:
         """Projections are the embeddings."""
         return model
+
+    def _negatives(self, model: DualEncoder, batch: Batch) -> Float[Tensor, "batch dim"]:
+        """Projections of captions with a word swapped; zeros where there is none to swap."""
+        swapped = [
+            swap(caption, tags=words, draw=draws(seed=int(self.draw), row=name))
+            for name, caption, words in zip(batch.ids, batch.captions, batch.words or [()] * len(batch), strict=True)
+        ]
+        texts = [one or caption for one, caption in zip(swapped, batch.captions, strict=True)]
+        projection = model.project_text(texts)
+        there = torch.tensor([one is not None for one in swapped], device=projection.device)
+        return projection * there[:, None]
 
 
 def equal_captions(captions: list[str]) -> Int[Tensor, " batch"]:

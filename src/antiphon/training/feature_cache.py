@@ -191,11 +191,31 @@ class FeatureLoader(TrainLoader):
     an epoch's numbers at once: a generator per sound would take longer than the step that it feeds.
     """
 
-    def __init__(self, features: Features, *, batch_size: int, seed: int = 0, rank: int = 0, world: int = 1) -> None:
+    def __init__(
+        self,
+        features: Features,
+        *,
+        batch_size: int,
+        seed: int = 0,
+        tag_captions: float | int = 0.0,
+        tag_dropout: float | int = 0.0,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
         """Raises `DataError` for nothing to train on or a batch of one, `OptionError` for one that is not shareable."""
-        nothing_decoded: dict[str, Any] = {"sample_rate": 0, "clip_samples": 0}
-        super().__init__(features.manifest, batch_size=batch_size, seed=seed, rank=rank, world=world, **nothing_decoded)
+        super().__init__(
+            features.manifest,
+            sample_rate=0,  # nothing is decoded
+            clip_samples=0,
+            batch_size=batch_size,
+            seed=seed,
+            tag_captions=tag_captions,
+            tag_dropout=tag_dropout,
+            rank=rank,
+            world=world,
+        )
         self.features, self.failed = features, features.failed
+        self._rows = list(features.manifest)  # a step is faster than its rows are read from a table
         there = np.flatnonzero(features.count)
         if not len(there):
             reason = next(iter(self.failed.values()))
@@ -210,11 +230,12 @@ class FeatureLoader(TrainLoader):
         for indices in self._shares(order)[start:]:
             sounds, (window, caption) = self._next[indices], chances[indices].T
             rows = self.features.first[sounds] + (window * self.features.count[sounds]).astype(np.int64)
-            pairs = [self.pairs[sound] for sound in sounds]
+            pairs = [self._rows[sound] for sound in sounds]
             yield Batch(
                 ids=[pair.id for pair in pairs],
                 wave=torch.from_numpy(self.features.rows[rows].astype(np.float32)),
-                captions=[p.captions[int(c * len(p.captions))] for p, c in zip(pairs, caption, strict=True)],
+                captions=[self._caption(pair, epoch, c) for pair, c in zip(pairs, caption.tolist(), strict=True)],
+                words=[pair.words() for pair in pairs],
             )
 
 

@@ -53,7 +53,8 @@ def split(batch: Batch, *, most: int) -> list[Batch]:
     parts, start = [], 0
     for size in sizes(len(batch), most=most):
         rows = slice(start, start + size)
-        parts.append(Batch(ids=batch.ids[rows], wave=batch.wave[rows], captions=batch.captions[rows]))
+        part = Batch(batch.ids[rows], batch.wave[rows], batch.captions[rows], batch.words[rows])
+        parts.append(part)
         start += size
     return parts
 

@@ -112,12 +112,12 @@ class HuggingFaceText(nn.Module):
         if architecture is None and assets is None:
             self.model, fresh = _pretrained(model, pooling)
         else:
-            values = _read_values(str(assets)) if architecture is None else architecture
-            self.model = _build(_config(values, source=str(assets or model)), pooling)
+            values = read_values(str(assets)) if architecture is None else architecture
+            self.model = _build(config_of(values, source=str(assets or model)), pooling)
         self.dim: int = self.model.config.hidden_size
         self.tokenizer = PretrainedTokenizer(model=model, assets=assets, config=self.model.config)
         self._ranks: dict[str, int] | None = None
-        _check_length(max_length, positions=_positions(self.model), model=model)
+        check_length(max_length, positions=positions_of(self.model), model=model)
         self.lora_rank = lora_rank
         if lora_rank:
             lora.add(
@@ -170,7 +170,7 @@ class HuggingFaceText(nn.Module):
 def _pretrained(name: str, pooling: Pooling) -> tuple[Any, list[str]]:
     """The model with its weights, from a package, a folder or the hub; and which of them start random, a pooler's."""
     source = locate(name)
-    config = _config(_read_values(source, name=name), source=name)
+    config = config_of(read_values(source, name=name), source=name)
     cls = _model_class(config)
     try:
         with quiet_loading():
@@ -178,7 +178,7 @@ def _pretrained(name: str, pooling: Pooling) -> tuple[Any, list[str]]:
                 source, config=config, dtype=torch.float32, output_loading_info=True, **_pooler(cls, config, pooling)
             )
     except (OSError, ValueError, RuntimeError) as error:
-        raise _unreadable(name, error) from error
+        raise unreadable(name, error) from error
     # no published roberta-base has a pooler; every other missing weight would be random in silence
     if missing := sorted(key for key in info["missing_keys"] if not key.startswith("pooler.")):
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
@@ -200,19 +200,19 @@ def _build(config: Any, pooling: Pooling) -> Any:
         return cls(config, **_pooler(cls, config, pooling))
 
 
-def _read_values(source: str, *, name: str | None = None) -> dict[str, Any]:
-    """What config.json of a folder or a hub id holds."""
+def read_values(source: str, *, name: str | None = None) -> dict[str, Any]:
+    """What config.json of a folder or a hub id holds. Raises `WeightsError` where it cannot be had."""
     from transformers import PreTrainedConfig
 
     try:
         values, _ = PreTrainedConfig.get_config_dict(source)
     except (OSError, ValueError) as error:
-        raise _unreadable(name or source, error) from error
+        raise unreadable(name or source, error) from error
     return values
 
 
-def _config(values: Mapping[str, Any], *, source: str) -> Any:
-    """The transformers config of a text tower from plain values."""
+def config_of(values: Mapping[str, Any], *, source: str) -> Any:
+    """The transformers config of a text tower from plain values. Raises `WeightsError` for what is none."""
     from transformers import CONFIG_MAPPING
 
     plain = _plain(values)
@@ -279,7 +279,7 @@ def _pooler(cls: Any, config: Any, pooling: Pooling) -> dict[str, bool]:
     return {"add_pooling_layer": pooling == "pooler"} if has_pooler else {}
 
 
-def _positions(model: Any) -> int | None:
+def positions_of(model: Any) -> int | None:
     """Tokens that the model can tell apart by place; None: any number. RoBERTa's first two places are never used."""
     table = getattr(getattr(model, "embeddings", None), "position_embeddings", None)
     padding: int | None = getattr(table, "padding_idx", None)
@@ -287,13 +287,15 @@ def _positions(model: Any) -> int | None:
     return rows if rows is None or padding is None else rows - padding - 1
 
 
-def _check_length(max_length: int, *, positions: int | None, model: str) -> None:
+def check_length(max_length: int, *, positions: int | None, model: str) -> None:
+    """Raises `OptionError` for a `max_length` (tokens) that is too short, or beyond the model's positions."""
     if max_length < _SHORTEST or (positions is not None and max_length > positions):
         most = f"{_SHORTEST} to {positions}" if positions else f"{_SHORTEST} or more"
         raise OptionError(f"max_length={max_length}: text encoder '{model}' reads {most} tokens")
 
 
-def _unreadable(name: str, error: Exception) -> WeightsError:
+def unreadable(name: str, error: Exception) -> WeightsError:
+    """The error for a text model that could not be read, and what to give instead."""
     return WeightsError(
         f"cannot read text encoder '{name}': {' '.join(str(error).split())[:300]}. Give a transformers hub id, a "
         f"folder with config.json, model.safetensors and the tokenizer, or '{PACKAGE}NAME'"
