@@ -22,6 +22,7 @@ from antiphon.data.manifest import Manifest
 from antiphon.errors import DataError, MissingExtraError, OptionError, TrainingError, write_errors
 from antiphon.evaluate import write_results
 from antiphon.evaluation import retrieval
+from antiphon.evaluation.results import about
 from antiphon.model import DualEncoder, build_parts
 from antiphon.objectives.contract import Objective
 from antiphon.progress import say
@@ -301,5 +302,5 @@ def _test(model: DualEncoder, test: Manifest | None, out: Path) -> retrieval.Ret
         say("no test split: nothing evaluated")
         return None
     result = retrieval.evaluate(model, test, progress=True)
-    write_results({"task": "retrieval", "split": "test", **result.as_dict()}, out)
+    write_results({"task": "retrieval", "split": "test", **about(model, seed=0), **result.as_dict()}, out)
     return result
