@@ -11,8 +11,19 @@ from typing import Any, Literal
 from antiphon.data import manifest as tables
 from antiphon.data.formats import plural
 from antiphon.data.manifest import Manifest
-from antiphon.errors import AntiphonError, DataError, OptionError, write_errors
-from antiphon.evaluation import compare, judgements, modality_gap, retrieval, robustness, suites, zero_shot
+from antiphon.errors import AntiphonError, DataError, MissingExtraError, OptionError, write_errors
+from antiphon.evaluation import (
+    classes,
+    compare,
+    illustrated,
+    judgements,
+    modality_gap,
+    probe,
+    retrieval,
+    robustness,
+    suites,
+    zero_shot,
+)
 from antiphon.evaluation.results import Result, about
 from antiphon.model import DualEncoder, load
 from antiphon.progress import say
@@ -23,10 +34,13 @@ class Settings:
     """What tasks may be told; each takes what concerns it."""
 
     seed: int = 0
-    kind: Literal["label", "tags"] | None = None  # zero-shot
+    kind: Literal["label", "tags"] | None = None  # zero-shot, probe
     prompts: Sequence[str] | None = None  # zero-shot
     judgements: str | None = None  # retrieval: a table of query, id, grade
     paraphrases: str | None = None  # robustness: a table of caption, paraphrase
+    features: str = "representation"  # probe
+    head: str = "logistic"  # probe
+    few_shot: Sequence[int] | None = None  # probe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +62,7 @@ def run(
     out: str | None = None,
     settings: Settings | None = None,
 ) -> dict[str, Any]:
-    """Evaluate a saved model; the result is also written to `out/results.json`.
+    """Evaluate a saved model; the result is also written to `out/results.json` and `out/report.html`.
 
     Raises `OptionError` for an unknown task, `DataError` for data that cannot be used.
     """
@@ -64,6 +78,10 @@ def run(
     plain["time"] = {"seconds": round(time.monotonic() - started, 1), "at": datetime.now(UTC).isoformat("T", "seconds")}
     if out:
         write_results(plain, Path(out))
+        try:
+            illustrated.write(result, plain, out)
+        except MissingExtraError as error:  # results.json is there all the same
+            say(str(error))
     return plain
 
 
@@ -177,7 +195,7 @@ def _zero_shot(model: DualEncoder, data: Data, settings: Settings) -> Result:
         data.evaluated,
         kind=settings.kind,
         prompts=settings.prompts,
-        classes=zero_shot.classes_of(data.table, settings.kind),
+        classes=classes.classes_of(data.table, settings.kind),
         seed=settings.seed,
         progress=True,
     )
@@ -192,12 +210,26 @@ def _robustness(model: DualEncoder, data: Data, settings: Settings) -> Result:
     return robustness.evaluate(model, data.evaluated, paraphrases=said, seed=settings.seed, progress=True)
 
 
+def _probe(model: DualEncoder, data: Data, settings: Settings) -> Result:
+    return probe.evaluate(
+        model,
+        data.table,
+        features=settings.features,
+        head=settings.head,
+        kind=settings.kind,
+        few_shot=settings.few_shot,
+        seed=settings.seed,
+        progress=True,
+    )
+
+
 Task = Callable[[DualEncoder, Data, Settings], Result]
 TASKS: dict[str, Task] = {
     "retrieval": _retrieval,
     "audio-to-audio": _within("audio"),
     "text-to-text": _within("text"),
     "zero-shot": _zero_shot,
+    "probe": _probe,
     "modality-gap": _modality_gap,
     "robustness": _robustness,
 }

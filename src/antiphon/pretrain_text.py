@@ -37,6 +37,7 @@ from antiphon.encoders.text.tokenizers import PretrainedTokenizer, locate
 from antiphon.encoders.weights import cannot_write
 from antiphon.errors import DataError, MissingExtraError, OptionError, TrainingError, WeightsError
 from antiphon.progress import Advance, bar, say
+from antiphon.training import folders
 from antiphon.training.tracking import MetricsFile
 
 Row = dict[str, list[int]]
@@ -103,7 +104,7 @@ def run(
     table = tables.read(data, default_split="train")
     train, held_out = _captions(table, split)
     settings = {"model": model, "data": table.fingerprint()[:12], "split": split, **values}
-    folder = _prepare_folder(Path(out), settings)
+    folder = folders.prepare(Path(out), settings)
     results = folder / "results.json"
     if not results.exists():
         network, tokenizer = load(model, max_length=max_length)
@@ -114,7 +115,7 @@ def run(
         )
         if not len(captions):
             raise DataError(f"{data}: no caption of split '{split}' has a token to hide within {max_length} tokens")
-        _write(settings, folder / "settings.json")  # not before: a mistyped model is no run
+        folders.write_json(settings, folder / "settings.json")  # not before: a mistyped model is no run
         with quiet_loading():
             trainer = _trainer(
                 network,
@@ -134,7 +135,7 @@ def run(
             after = perplexity(network, val, masker=masker, batch_size=batch_size)
             _save(network, tokenizer, folder)
         counts = {"captions": len(captions), "held_out": len(val), "steps": trainer.state.global_step}
-        _write({**counts, "perplexity_before": before, "perplexity_after": after}, results)
+        folders.write_json({**counts, "perplexity_before": before, "perplexity_after": after}, results)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return json.loads(results.read_text(encoding="utf-8"))
 
@@ -154,36 +155,6 @@ def _check(values: Mapping[str, float | int]) -> None:
         if not low <= values[name] <= high:
             allowed = f"{low} or more" if high == math.inf else f"{low} to {high}"
             raise OptionError(f"--{name.replace('_', '-')} {values[name]}: must be {allowed}")
-
-
-def _prepare_folder(folder: Path, settings: dict[str, Any]) -> Path:
-    """Make `folder`, and see that a run already there is this one."""
-    record = folder / "settings.json"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if record.exists():
-            before = json.loads(record.read_text(encoding="utf-8"))
-            changed = [f"{key} {before.get(key)} -> {now}" for key, now in settings.items() if before.get(key) != now]
-            if changed:
-                raise TrainingError(
-                    f"'{folder}' holds a run with other settings ({'; '.join(changed[:4])}): choose another --out "
-                    "FOLDER, or delete that one"
-                )
-        elif any(folder.iterdir()):
-            raise TrainingError(f"'{folder}' is not empty and holds no run: choose another --out FOLDER")
-    except OSError as error:
-        raise TrainingError(f"cannot write to '{folder}': {error.strerror}; choose another --out FOLDER") from error
-    return folder
-
-
-def _write(values: Mapping[str, Any], path: Path) -> None:
-    """JSON, whole or not at all."""
-    part = path.with_suffix(".part")
-    try:
-        part.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-        part.replace(path)
-    except OSError as error:
-        raise TrainingError(f"cannot write '{path}': {error.strerror}; free some space and run again") from error
 
 
 # Captions

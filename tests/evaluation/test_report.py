@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pytest
 import soundfile
 import torch
 
-from antiphon.errors import MissingExtraError
+from antiphon.errors import DataError, MissingExtraError
 from antiphon.evaluation.report import (
     Curve,
     Found,
@@ -23,7 +24,10 @@ from antiphon.evaluation.report import (
     Report,
     RetrievalRow,
     SearchResult,
+    Table,
     project,
+    shown,
+    signed,
     write,
 )
 
@@ -128,7 +132,7 @@ def report(tone: Path) -> Report:
 def test_numbers_are_shown(report: Report, tmp_path: Path) -> None:
     path = write(report, tmp_path / "new" / "report.html")
     text = " ".join(Page(path.read_text(encoding="utf-8")).text.split())
-    for shown in (
+    for number in (
         "12.3",
         "17.5",
         "43.2",
@@ -138,8 +142,8 @@ def test_numbers_are_shown(report: Report, tmp_path: Path) -> None:
         "prediction",
         "Chance",
     ):
-        assert shown in text
-    for shown in (
+        assert number in text
+    for number in (
         "0.654",
         "\N{MINUS SIGN}2.5",
         "75.0 %",
@@ -148,7 +152,7 @@ def test_numbers_are_shown(report: Report, tmp_path: Path) -> None:
         "planted",
         "Nothing found.",
     ):
-        assert shown in text
+        assert number in text
     assert [entry.name for entry in path.parent.iterdir()] == ["report.html"]  # no half-written neighbour
 
 
@@ -234,10 +238,15 @@ def test_empty_parts_are_left_out(tmp_path: Path) -> None:
 def test_partial_rows(tmp_path: Path) -> None:
     row = RetrievalRow(name="m", metrics={"text_to_audio/r@1": 0.5}, n_audio=2, n_text=2, space="projection")
     gap = GapRow(name="m", gap={"alignment": float("nan")})
-    page = Page(write(Report(title="x", retrieval=[row], gaps=[gap]), tmp_path / "r.html").read_text(encoding="utf-8"))
+    other = replace(row, metrics={"text_to_audio/median_rank": 3.0})
+    page = Page(
+        write(Report(title="x", retrieval=[row, other], gaps=[gap]), tmp_path / "r.html").read_text(encoding="utf-8")
+    )
     assert "50.0" in page.text
-    assert page.text.count(DASH) == 10  # nine scores and one gap are unknown
-    assert "Chance" not in page.text
+    assert page.text.count(DASH) == 3  # each row's other score and one gap are unknown
+    assert "Words find sounds" in page.text
+    for absent in ("Chance", "marks chance", "interval", "Sounds find words", "R@5"):  # no row has any
+        assert absent not in page.text
 
 
 def test_name_that_is_no_utf8(tmp_path: Path) -> None:
@@ -248,14 +257,35 @@ def test_name_that_is_no_utf8(tmp_path: Path) -> None:
     assert "caf?.wav" in html
 
 
+def test_what_cannot_be_written_is_an_error_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="choose another place"):
+        write(Report(title="x"), tmp_path / "file" / "r.html")
+
+
+def test_numbers_have_a_true_minus_and_none_before_zero() -> None:
+    assert [signed(value) for value in (-0.0123, 0.0, -0.0004, 0.2)] == ["\N{MINUS SIGN}1.2", "0.0", "0.0", "+20.0"]
+    assert [shown(value) for value in (1.0, 0.1234, None, float("nan"), float("inf"))] == ["100", "12.3", *(DASH * 3)]
+
+
+def test_words_of_a_table_are_cut_and_escaped(tmp_path: Path) -> None:
+    table = Table(title=EVIL, columns=[EVIL], rows=[(EVIL + "x" * 999, [("1.0", "0.5")])], note=EVIL, of_words=True)
+    page = Page(write(Report(title="x", tables=[table], appendix=[table]), tmp_path / "r.html").read_text("utf-8"))
+    assert not page.all("script")
+    assert "x" * 300 not in page.text
+    assert "0.5" in page.text
+
+
 def test_same_report_same_bytes(report: Report, tmp_path: Path) -> None:
     assert write(report, tmp_path / "a.html").read_bytes() == write(report, tmp_path / "b.html").read_bytes()
 
 
 def test_many_labels_and_unpaired_texts(tmp_path: Path) -> None:
-    plane = Map(name="m", audio=torch.randn(14, 2), text=torch.randn(3, 2), labels=[str(n) for n in range(14)])
+    labels = ["rare", "", "", *(str(n) for n in range(12)), *(str(n) for n in range(10))]
+    plane = Map(name="m", audio=torch.randn(25, 2), text=torch.randn(3, 2), labels=labels, paired=False)
     html = write(Report(title="x", maps=[plane]), tmp_path / "r.html").read_text(encoding="utf-8")
     assert "others" in html
+    assert re.findall(r"</span>(\w+)</li>", html) == [*"0123456789", "others"]  # the most frequent ones
     assert "Lines join" not in html
     assert "#0300" not in html  # every place-holder colour became a variable
     assert "#020202" not in html

@@ -107,10 +107,15 @@ def evaluate(
     root: Annotated[str | None, typer.Option(help="Folder that relative audio paths start from.")] = None,
     out: Annotated[str | None, typer.Option(help="Folder for results.json and report.html.")] = None,
     seed: Annotated[int, typer.Option(help="Of intervals and draws.")] = 0,
-    kind: Annotated[str | None, typer.Option(help="zero-shot: label or tags; default: what there is.")] = None,
+    kind: Annotated[str | None, typer.Option(help="zero-shot, probe: label or tags; default: what there is.")] = None,
     prompt: Annotated[list[str] | None, typer.Option(help="zero-shot: a text with {} for the class.")] = None,
     judgements: Annotated[str | None, typer.Option(help="retrieval: a table of query, id, grade, for NDCG.")] = None,
     paraphrases: Annotated[str | None, typer.Option(help="robustness: a table of caption, paraphrase.")] = None,
+    features: Annotated[str, typer.Option(help="probe: representation or embedding.")] = "representation",
+    head: Annotated[str, typer.Option(help="probe: logistic, or mlp (a hidden layer of 512).")] = "logistic",
+    few_shot: Annotated[
+        list[int] | None, typer.Option(help="probe: learn from so many a class, too; may be repeated.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Evaluate a model on one split of a manifest, or on a suite of public sets."""
@@ -125,6 +130,9 @@ def evaluate(
         prompts=prompt,
         judgements=judgements,
         paraphrases=paraphrases,
+        features=features,
+        head=head,
+        few_shot=few_shot,
     )
     if suite is not None:
         found = door.run_suite(model, suite=suite, root=root or "data", out=out, settings=settings)
@@ -181,6 +189,54 @@ def compare(
         settings=door.Settings(seed=seed),
     )
     print(FORMATS[to](rows))
+
+
+@app.command()
+def finetune(
+    model: Annotated[str, typer.Argument(help="A saved model, a published checkpoint, or a hub id.")],
+    data: Annotated[str, typer.Option(help="A manifest with labels or tags.")],
+    out: Annotated[str, typer.Option(help="Folder for the classifier; the same command goes on with a killed run.")],
+    root: Annotated[str | None, typer.Option(help="Folder that relative audio paths start from.")] = None,
+    test_fold: Annotated[str | None, typer.Option(help="Of a table with folds: this one is the test.")] = None,
+    kind: Annotated[str | None, typer.Option(help="label or tags; default: what there is.")] = None,
+    epochs: Annotated[int, typer.Option(help="At most.")] = 30,
+    batch_size: Annotated[int, typer.Option(help="Sounds in a step.")] = 32,
+    learning_rate: Annotated[float, typer.Option(help="Of the tower, at its highest.")] = 1e-4,
+    head_learning_rate: Annotated[float, typer.Option(help="Of the head, at its highest.")] = 1e-3,
+    mixup: Annotated[float, typer.Option(help="Parameter of its beta distribution; 0: none.")] = 0.4,
+    patience: Annotated[int, typer.Option(help="Epochs without a better validation before it stops.")] = 5,
+    precision: Annotated[str, typer.Option(help="32-true, bf16-mixed or 16-mixed.")] = "32-true",
+    accelerator: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
+    seed: Annotated[int, typer.Option(help="Of the head, order, crops, mixup and intervals.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Train a model's audio tower to classify a manifest's labels or tags."""
+    from antiphon import finetune as door
+    from antiphon.errors import OptionError
+
+    if kind not in (None, "label", "tags"):
+        raise OptionError(f"--kind {kind}: must be label or tags")
+    result = door.run(
+        model,
+        data=data,
+        out=out,
+        root=root,
+        test_fold=test_fold,
+        kind=kind,  # type: ignore[arg-type]
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        head_learning_rate=head_learning_rate,
+        mixup=mixup,
+        patience=patience,
+        precision=precision,
+        accelerator=accelerator,
+        seed=seed,
+    )
+    if result is not None and as_json:
+        print(json.dumps(result.as_dict(), indent=2))
+    elif result is not None:
+        print_result(result.as_dict())
 
 
 @app.command()

@@ -49,6 +49,11 @@ def print_result(result: Mapping[str, Any]) -> None:
     print_table(("metric", "value", "95 % interval", "chance"), rows)
     for prompt, own in result.get("prompts", {}).items():
         print(f"prompt {prompt!r}: " + ", ".join(f"{name} {value:.3f}" for name, value in own.items()))
+    for name, value in result.get("fold_mean", {}).items():
+        print(f"mean over {len(result['folds'])} folds: {name} {value:.4f}")
+    for size, own in result.get("few_shot", {}).items():
+        spread = (f"{name} {one['mean']:.3f} ± {one['std']:.3f}" for name, one in own.items())
+        print(f"{size} of each class to learn from: " + ", ".join(spread))
     for why, which in result.get("excluded", {}).items():
         print(f"left out, {why}: {which if isinstance(which, int) else ', '.join(which)}")
     print(f"space: {result['space']}, windows: {result['windows']}, data {result['data'][:12]}")

@@ -1,39 +1,49 @@
 """One self-contained `report.html`: scores with intervals and chance, modality gap, loss, maps, sounds.
 
 Plain data in, one file out. The page makes no network request (its own Content-Security-Policy forbids any)
-and runs no script: styles and plots are inline, and the best window of each sound found is cut out and
-embedded as MP3, which every browser plays (WAV where libsndfile lacks MP3). Names, captions and paths are
-untrusted and escaped by the template; none enters a plot, whose legends are HTML. Plots are drawn in
-place-holder colours that become CSS variables, so that they follow light and dark mode.
+and runs no script: styles and plots are inline (`plots`), and the best window of each sound found is cut out and
+embedded (`players`). `illustrated` fills it with the result of an evaluation. Names, captions and paths are
+untrusted and escaped by the template; none enters a plot, whose legends are HTML.
 
     hit = Found(path=path, start_seconds=20.0, end_seconds=30.0, score=0.41)
     found = SearchResult(query="dark metal, slow", hits=[hit])
     write(Report(title="CLAP or SLAP", retrieval=[row], searches=[found]), "report.html")
 """
 
-import base64
-import io
 import math
 import os
-import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import soundfile
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from antiphon.audio import read, resample
-from antiphon.errors import AudioError, MissingExtraError
+from antiphon.errors import DataError, MissingExtraError
+from antiphon.evaluation import plots
+from antiphon.evaluation.players import player, short
 
-_DIRECTIONS = {"text_to_audio": "Words find sounds", "audio_to_text": "Sounds find words"}
-_COLUMNS = {"r@1": "R@1", "r@5": "R@5", "r@10": "R@10", "map@10": "mAP@10", "median_rank": "Median rank"}
+DIRECTIONS = {
+    "text_to_audio": "Words find sounds",
+    "audio_to_text": "Sounds find words",
+    "audio_to_audio": "Sounds find sounds",
+    "text_to_text": "Words find words",
+}
+MEASURES = {
+    "r@1": "R@1",
+    "r@5": "R@5",
+    "r@10": "R@10",
+    "map@10": "mAP@10",
+    "median_rank": "Median rank",
+    "ndcg@1": "NDCG@1",
+    "ndcg@5": "NDCG@5",
+    "ndcg@10": "NDCG@10",
+}
 _GAP = {
     "centroid_distance": ("Distance of the two centres", "0 is no gap, 2 is opposite"),
     "linear_separability": (
@@ -51,11 +61,11 @@ _GAP = {
     "effective_rank_text": ("Effective rank of words", "dimensions in use; 1 is collapsed"),
 }
 _DASH, _MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
-_COLOURS = 10  # --c0 .. --c9 of the template
-_INK, _MUTED = "#010101", "#020202"  # place-holders for currentColor and var(--muted); series i is #0300ii
-_LONGEST_SECONDS = 15.0  # of an embedded sound: a report is to be mailed around
-_MP3_RATES = (8000, 11025, 12000, 16000, 22050, 24000)  # Hz; anything else is resampled to the last
-_BARS = 80  # of a drawn waveform
+_MOST_LINES = 200  # between pairs of a map: more are a grey cloud
+_LONGEST_LABEL = 24  # characters beside a confusion matrix
+
+Cell = str | tuple[str, str]
+"""What stands in a table: a text, or a text and what stands small below it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,26 +103,75 @@ class Curve:
 
 @dataclass(frozen=True, kw_only=True)
 class Map:
-    """A plane of both modalities (see `project`). As many texts as sounds are taken for pairs and joined.
+    """A plane of both modalities (see `project`). `paired`: row i of `text` belongs to row i of `audio`.
 
-    `labels`, one per sound, give the colours; without them colour tells the modality, as shape always does.
+    Labels, one per point, give the colours of the ten most frequent ones; without them colour tells the modality, as
+    shape always does. Texts that have none of their own take those of their sounds. `method` made the plane.
     """
 
     name: str
     audio: Float[Tensor, "n_audio 2"]
     text: Float[Tensor, "n_text 2"]
     labels: Sequence[str] | None = None
+    text_labels: Sequence[str] | None = None
+    paired: bool = True
+    method: str = "PCA"
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Similarities:
+    """Cosines of pairs that belong together, and of pairs that don't."""
+
+    matched: Float[Tensor, " matched"]
+    unmatched: Float[Tensor, " unmatched"]
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """`columns` stand behind the first, which holds each row's name; they hold text where the table is `of_words`."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[tuple[str, Sequence[Cell]]]
+    note: str = ""
+    of_words: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bars:
+    """Shares, 0..1, one bar each, in the order in which they come; `chance` is marked on every bar."""
+
+    title: str
+    bars: Sequence[tuple[str, float]]
+    chance: float | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Confusion:
+    """How many sounds of each class (row) were taken for which (column)."""
+
+    classes: Sequence[str]
+    counts: Int[Tensor, "classes classes"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """A sound found: its best window in seconds, its cosine with the query, and its known captions."""
+    """A sound found: a window of it in seconds, its cosine with the query, and its known captions.
 
-    path: Path
+    Without `end_seconds` the window ends with the sound. `rank` where it is not the place in the list; `note` says why
+    it is shown.
+    """
+
+    path: Path | str
     start_seconds: float
-    end_seconds: float
+    end_seconds: float | None
     score: float
     captions: Sequence[str] = ()
+    rank: int | None = None
+    note: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,15 +184,24 @@ class SearchResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """All that a report shows; an empty part is left out. `facts` are (what, value) lines under the title."""
+    """All that a report shows; an empty part is left out.
+
+    `facts` are (what, value) lines under the title; `worst` the queries that went most wrong; `appendix` stands last.
+    """
 
     title: str
     facts: Sequence[tuple[str, str]] = ()
     retrieval: Sequence[RetrievalRow] = ()
+    tables: Sequence[Table] = ()
+    bars: Sequence[Bars] = ()
+    confusion: Confusion | None = None
     gaps: Sequence[GapRow] = ()
-    curves: Sequence[Curve] = ()
     maps: Sequence[Map] = ()
+    similarities: Similarities | None = None
+    curves: Sequence[Curve] = ()
+    worst: Sequence[SearchResult] = ()
     searches: Sequence[SearchResult] = ()
+    appendix: Sequence[Table] = ()
 
 
 def project(
@@ -152,11 +220,28 @@ def project(
     return plane[: len(audio)], plane[len(audio) :]
 
 
+def shown(value: float | None, measure: str = "") -> str:
+    """A share in percent, a rank as it is, a dash for what is missing or no number."""
+    if value is None or not math.isfinite(value):
+        return _DASH
+    return f"{value:.4g}" if measure == "median_rank" else f"{100 * value:.1f}".replace("100.0", "100")
+
+
+def interval(ends: tuple[float, float] | None, measure: str = "") -> str:
+    """`shown` of both ends; empty where there is none."""
+    return _DASH.join(shown(end, measure) for end in ends) if ends else ""
+
+
+def signed(value: float) -> str:
+    """A difference of shares, in percent points."""
+    return "0.0" if abs(value) < 0.0005 else f"{100 * value:+.1f}".replace("-", _MINUS)
+
+
 def write(report: Report, path: str | Path) -> Path:
     """Write the page to `path` (folders are made; a reader never sees half a file) and return it.
 
     A sound that cannot be read is listed with the reason in place of its player. Raises `MissingExtraError`
-    without matplotlib or Jinja2.
+    without matplotlib or Jinja2, `DataError` where nothing can be written.
     """
     try:
         import jinja2
@@ -170,59 +255,110 @@ def write(report: Report, path: str | Path) -> Path:
     page = environment.from_string(source).render(
         report=report,
         retrieval=_retrieval(report.retrieval),
+        tables=_tables(report.tables),
+        appendix=_tables(report.appendix),
+        confusion=report.confusion and _confusion(report.confusion),
         gaps=_gaps(report.gaps),
         loss=_loss(report.curves),
         maps=[_map(plane, number) for number, plane in enumerate(report.maps)],
+        similarities=report.similarities and _similarities(report.similarities),
+        worst=[_search(result) for result in report.worst],
         searches=[_search(result) for result in report.searches],
+        shown=shown,
+        plain=_plain,
     )
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
-    part.write_text(page, encoding="utf-8", errors="replace")  # a name may not be valid UTF-8
-    os.replace(part, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(page, encoding="utf-8", errors="replace")  # a name may not be valid UTF-8
+        os.replace(part, path)
+    except OSError as error:
+        raise DataError(f"cannot write '{path}': {error.strerror or error}; choose another place") from error
     return path
 
 
 def _retrieval(rows: Sequence[RetrievalRow]) -> list[dict[str, Any]]:
-    """One table per direction: a group of cells per model, then the chance levels to beat."""
+    """One table per direction that any row has: a group of cells per model, then the chance levels to beat."""
     tables = []
-    for direction, title in _DIRECTIONS.items():
+    for direction, title in DIRECTIONS.items():
+        measures = [one for one in MEASURES if any(f"{direction}/{one}" in row.metrics for row in rows)]
+        if not measures:
+            continue
         best = {}
-        for column in _COLUMNS:
-            values = [row.metrics.get(f"{direction}/{column}", math.nan) for row in rows]
+        for measure in measures:
+            values = [row.metrics.get(f"{direction}/{measure}", math.nan) for row in rows]
             known = [value for value in values if math.isfinite(value)]
             if len(set(known)) > 1:
-                best[column] = min(known) if column == "median_rank" else max(known)
+                best[measure] = min(known) if measure == "median_rank" else max(known)
         groups = [
-            {"row": row, "cells": [_cell(row, direction, column, best.get(column)) for column in _COLUMNS]}
+            {"row": row, "cells": [_cell(row, direction, measure, best.get(measure)) for measure in measures]}
             for row in rows
         ]
         chances = {
-            (row.n_audio, row.n_text): [_number(row.chance.get(f"{direction}/{column}"), column) for column in _COLUMNS]
+            (row.n_audio, row.n_text): [
+                shown(row.chance.get(f"{direction}/{measure}"), measure) for measure in measures
+            ]
             for row in rows
-            if any(f"{direction}/{column}" in row.chance for column in _COLUMNS)
+            if any(f"{direction}/{measure}" in row.chance for measure in measures)
         }
-        tables.append({"title": title, "columns": _COLUMNS.values(), "groups": groups, "chances": chances})
+        columns = [MEASURES[measure] for measure in measures]
+        tables.append({"title": title, "columns": columns, "groups": groups, "chances": chances})
     return tables
 
 
-def _cell(row: RetrievalRow, direction: str, column: str, best: float | None) -> dict[str, Any]:
-    key = f"{direction}/{column}"
-    value, interval = row.metrics.get(key), row.intervals.get(key)
+def _cell(row: RetrievalRow, direction: str, measure: str, best: float | None) -> dict[str, Any]:
+    key = f"{direction}/{measure}"
+    value, ends = row.metrics.get(key), row.intervals.get(key)
     return {
-        "number": _number(value, column),
-        "interval": interval and _DASH.join(_number(end, column) for end in interval),
+        "number": shown(value, measure),
+        "interval": interval(ends, measure),
         "best": value is not None and value == best,
-        "bar": None if column == "median_rank" or value is None or not math.isfinite(value) else 100 * value,
-        "span": interval and [100 * end for end in interval],
+        "bar": None if measure == "median_rank" or value is None or not math.isfinite(value) else 100 * value,
+        "span": ends and [100 * end for end in ends],
         "chance": 100 * row.chance[key] if key in row.chance else None,
     }
 
 
-def _number(value: float | None, column: str) -> str:
-    if value is None or not math.isfinite(value):
-        return _DASH
-    return f"{value:.4g}" if column == "median_rank" else f"{100 * value:.1f}".replace("100.0", "100")
+def _tables(tables: Sequence[Table]) -> list[dict[str, Any]]:
+    return [
+        {
+            "title": table.title,
+            "note": table.note,
+            "of_words": table.of_words,
+            "columns": table.columns,
+            "rows": [
+                (name, [(cell, "") if isinstance(cell, str) else cell for cell in row]) for name, row in table.rows
+            ],
+        }
+        for table in tables
+    ]
+
+
+def _confusion(confusion: Confusion) -> dict[str, Any]:
+    """The matrix as squares to draw: those that are not empty, with their share of the row."""
+    names, counts = confusion.classes, confusion.counts
+    labels = [_clipped(name) for name in names]
+    side = 34 if len(names) <= 12 else max(14, min(24, 700 // len(names)))  # px; fifty classes fit the page
+    edge = 12 + 6.5 * max(map(len, labels))  # px, of the longest label
+    sounds = counts.sum(dim=1)
+    squares = [
+        {
+            "x": edge + side * column,
+            "y": edge + side * row,
+            "share": int(counts[row, column]) / int(sounds[row]),
+            "count": int(counts[row, column]),
+            "true": names[row],
+            "taken": names[column],
+        }
+        for row, column in counts.nonzero().tolist()
+    ]
+    size = edge + side * len(names)
+    return {"side": side, "edge": edge, "size": size, "labels": labels, "squares": squares, "numbers": side == 34}
+
+
+def _clipped(name: str) -> str:
+    return name if len(name) <= _LONGEST_LABEL else name[: _LONGEST_LABEL - 1] + "\N{HORIZONTAL ELLIPSIS}"
 
 
 def _gaps(rows: Sequence[GapRow]) -> list[tuple[str, str, list[str]]]:
@@ -243,117 +379,57 @@ def _gap_number(key: str, value: float | None) -> str:
 def _loss(curves: Sequence[Curve]) -> dict[str, Any] | None:
     if not curves:
         return None
-    figure, axes = _figure()
-    for number, curve in enumerate(curves):
-        axes.plot(curve.steps, curve.values, color=_series(number), linewidth=1.6, solid_joinstyle="round")
-    axes.set_xlabel("step")
-    axes.set_ylabel("loss")
-    axes.grid(axis="y", color=_MUTED, alpha=0.25, linewidth=0.6)
-    legend = [(curve.name, f"c{number % _COLOURS}") for number, curve in enumerate(curves)]
-    return {"svg": _svg(figure, "loss"), "legend": legend}
+    svg = plots.lines("loss", [(curve.steps, curve.values) for curve in curves], x="step", y="loss")
+    return {"svg": svg, "legend": [(curve.name, f"c{number % plots.COLOURS}") for number, curve in enumerate(curves)]}
+
+
+def _similarities(found: Similarities) -> dict[str, Any]:
+    svg = plots.histograms(
+        "similarities", [found.matched, found.unmatched], x="cosine similarity", y="share of pairs, %"
+    )
+    named = {"belong together": found.matched, "do not": found.unmatched}
+    legend = [
+        (f"{len(values):,} pairs that {name}, mean {_plain(values.mean().item(), 2)}", f"c{number}")
+        for number, (name, values) in enumerate(named.items())
+    ]
+    return {"svg": svg, "legend": legend, "note": found.note}
+
+
+def _plain(value: float, digits: int) -> str:
+    """With a true minus, and without one before 0."""
+    return f"{round(value, digits) + 0.0:.{digits}f}".replace("-", _MINUS)
 
 
 def _map(plane: Map, number: int) -> dict[str, Any]:
-    from matplotlib.collections import LineCollection
-
-    figure, axes = _figure()
-    paired = len(plane.audio) == len(plane.text)
-    of_audio, of_text, legend = _map_colours(plane.labels, len(plane.audio), len(plane.text))
-    if paired:
-        pairs = list(torch.stack([plane.audio, plane.text], dim=1).numpy())  # n of [2 ends, 2]
-        axes.add_collection(LineCollection(pairs, colors=_MUTED, alpha=0.25, linewidths=0.6))
-    for points, colours, marker in ((plane.audio, of_audio, "o"), (plane.text, of_text, "^")):
-        axes.scatter(*points.numpy().T, c=colours, marker=marker, s=18, alpha=0.85, linewidths=0)
-    axes.set_aspect("equal", adjustable="datalim")
-    axes.set_xticks([])
-    axes.set_yticks([])
-    axes.spines[:].set_visible(False)
-    return {"name": plane.name, "svg": _svg(figure, f"map{number}"), "legend": legend, "paired": paired}
+    of_audio, of_text, legend = _map_colours(plane)
+    joined = torch.stack([plane.audio, plane.text], dim=1) if plane.paired and len(plane.audio) <= _MOST_LINES else None
+    groups = [(plane.audio, of_audio, "o"), (plane.text, of_text, "^")]
+    svg = plots.plane(f"map{number}", groups, joined=joined)
+    notes = [plane.note, "" if joined is None else "Lines join a sound with its words."]
+    return {"name": plane.name, "svg": svg, "legend": legend, "note": " ".join(filter(None, notes))}
 
 
-def _map_colours(
-    labels: Sequence[str] | None, n_audio: int, n_text: int
-) -> tuple[list[str], list[str], list[tuple[str, str]]]:
-    """A colour per sound and per text, and the legend. Texts that aren't paired have no label."""
-    if labels is None:
-        return [_series(0)] * n_audio, [_series(1)] * n_text, [("sounds", "c0"), ("words", "c1")]
-    names = list(dict.fromkeys(labels))[:_COLOURS]
-    colours = {name: _series(place) for place, name in enumerate(names)}
-    of_audio = [colours.get(label, _MUTED) for label in labels]
+def _map_colours(plane: Map) -> tuple[list[str], list[str], list[tuple[str, str]]]:
+    """A colour per sound and per text, and the legend. What has no label (or an empty one) is grey."""
+    if plane.labels is None:
+        legend = [("sounds", "c0"), ("words", "c1")]
+        return [plots.series(0)] * len(plane.audio), [plots.series(1)] * len(plane.text), legend
+    names = [name for name, _ in Counter(filter(None, plane.labels)).most_common(plots.COLOURS)]
+    colours = {name: plots.series(place) for place, name in enumerate(names)}
+    texts = plane.text_labels or (plane.labels if plane.paired else [""] * len(plane.text))
+    of_audio, of_text = ([colours.get(label, plots.MUTED) for label in labels] for labels in (plane.labels, texts))
     legend = [(name, f"c{place}") for place, name in enumerate(names)]
-    others = [("others", "muted")] if _MUTED in of_audio or n_audio != n_text else []
-    return of_audio, of_audio if n_audio == n_text else [_MUTED] * n_text, legend + others
-
-
-def _series(number: int) -> str:
-    return f"#0300{number % _COLOURS:02x}"
-
-
-def _figure() -> tuple[Any, Any]:
-    """A figure and its axes through matplotlib's objects: no pyplot, no display; narrow, for phones."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(4.8, 3.3), layout="constrained")
-    axes = figure.add_subplot()
-    axes.patch.set_alpha(0)
-    axes.tick_params(colors=_MUTED, labelsize=9, width=0.6)
-    for name, spine in axes.spines.items():
-        spine.set(color=_MUTED, linewidth=0.6, visible=name in ("left", "bottom"))
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.label.set(color=_MUTED, size=10)
-    return figure, axes
-
-
-def _svg(figure: Any, name: str) -> Any:
-    """The figure as SVG to stand in HTML: text as text, colours of the page, ids of its own."""
-    import matplotlib
-    from markupsafe import Markup
-
-    buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "antiphon"}):
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    svg = buffer.getvalue()
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
-    svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", svg)
-    svg = svg.replace(_INK, "currentColor").replace(_MUTED, "var(--muted)")
-    svg = re.sub(r"#0300(\d\d)", lambda found: f"var(--c{int(found[1])})", svg)
-    return Markup(svg.replace("<svg ", '<svg aria-hidden="true" ', 1))  # the figure around it bears the words
+    others = [("others", "muted")] if plots.MUTED in of_audio + of_text else []
+    return of_audio, of_text, legend + others
 
 
 def _search(result: SearchResult) -> dict[str, Any]:
-    hits = [
-        {"hit": hit, "name": _short(hit.path), **_sound(hit.path, hit.start_seconds, hit.end_seconds)}
-        for hit in result.hits
-    ]
+    hits = [{"hit": hit, "name": short(hit.path), **_player(hit)} for hit in result.hits]
     if isinstance(result.query, str):
         return {"words": result.query, "sound": None, "hits": hits}
-    sound = {"name": _short(result.query), **_sound(result.query, 0.0, None)}
+    sound = {"name": short(result.query), **player(result.query, start_seconds=0.0, end_seconds=None)}
     return {"words": None, "sound": sound, "hits": hits}
 
 
-def _short(path: Path) -> str:
-    return "/".join(path.parts[-2:]).lstrip("/")  # the folders above are nobody's business
-
-
-def _sound(path: Path, start_seconds: float, end_seconds: float | None) -> dict[str, Any]:
-    """The piece as a data URI and a drawn waveform, or the reason why there is none."""
-    wanted = _LONGEST_SECONDS if end_seconds is None else min(end_seconds - start_seconds, _LONGEST_SECONDS)
-    try:
-        wave, rate = read(path, start_seconds=start_seconds, seconds=wanted)
-    except AudioError as error:
-        return {"uri": None, "bars": None, "reason": str(error).replace(str(path), _short(path))}
-    target = rate if rate in _MP3_RATES else _MP3_RATES[-1]
-    wave = resample(wave, source_rate=rate, target_rate=target)
-    kind, subtype = ("MP3", "MPEG_LAYER_III") if "MP3" in soundfile.available_formats() else ("WAV", "PCM_16")
-    buffer = io.BytesIO()
-    soundfile.write(buffer, np.clip(wave, -1, 1), target, format=kind, subtype=subtype)
-    content = base64.b64encode(buffer.getvalue()).decode()
-    uri = f"data:audio/{'mpeg' if kind == 'MP3' else 'wav'};base64,{content}"
-    return {"uri": uri, "bars": _bars(wave), "reason": None}
-
-
-def _bars(wave: Float[np.ndarray, " samples"]) -> str:
-    """An SVG path of `_BARS` upright strokes around y = 50, as high as the peaks."""
-    peaks = np.array([np.abs(part).max(initial=0.0) for part in np.array_split(wave, _BARS)])
-    heights = 48 * peaks / max(peaks.max(), 1e-6)
-    return "".join(f"M{x + 0.5} {50 - h:.0f}V{50 + h:.0f}" for x, h in enumerate(np.maximum(heights, 1)))
+def _player(hit: Found) -> dict[str, Any]:
+    return player(hit.path, start_seconds=hit.start_seconds, end_seconds=hit.end_seconds)

@@ -10,10 +10,9 @@ manifest -> labels or tags -> classes -> prompts -> text embeddings ┐
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -22,6 +21,8 @@ from antiphon.data.manifest import Manifest
 from antiphon.data.pairs import Pair
 from antiphon.errors import DataError
 from antiphon.evaluation import prompts as wording
+from antiphon.evaluation.classes import Kind, by_class, classes_of, kind_of, labels_of, left_out, of_pair
+from antiphon.evaluation.classes import chance as chance_of
 from antiphon.evaluation.hearing import Heard, hear
 from antiphon.evaluation.results import RESAMPLES, Embedded, Measured, Result, measured
 from antiphon.model import DualEncoder
@@ -31,7 +32,7 @@ from antiphon.model import DualEncoder
 class ZeroShot(Result):
     """`metrics` are the ensemble's: `accuracy`, `top5` for labels, `roc_auc`, `map`, `mar` for tags."""
 
-    kind: Literal["label", "tags"]
+    kind: Kind
     n: int  # sounds
     classes: list[str]  # as the manifest has them
     words: list[str]  # as the model was asked
@@ -47,7 +48,7 @@ def evaluate(
     model: DualEncoder,
     manifest: Manifest,
     *,
-    kind: Literal["label", "tags"] | None = None,
+    kind: Kind | None = None,
     prompts: Sequence[str] | None = None,
     classes: Sequence[str] | None = None,
     heard: Heard | None = None,
@@ -71,13 +72,13 @@ def evaluate(
     Raises `DataError` where no sound has a label or tag, there is only one class, or a label is not among `classes`;
     `OptionError` for a prompt without `{}`.
     """
-    kind = kind or _kind(manifest)
+    kind = kind or kind_of(manifest)
     heard = heard or hear(model, manifest, progress=progress)
-    kept = [row for row, pair in enumerate(heard.pairs) if _classes_of(pair, kind)]
+    kept = [row for row, pair in enumerate(heard.pairs) if of_pair(pair, kind)]
     pairs, audio = [heard.pairs[row] for row in kept], heard.audio[kept]
     classes = classes_of(manifest, kind) if classes is None else sorted(set(classes))
     _require(pairs, classes, kind)
-    labels = _labels(pairs, classes, kind)
+    labels = labels_of(pairs, classes, kind)
     asked = wording.for_source([pair.source for pair in pairs]) if prompts is None else wording.checked(prompts)
     words = [wording.written_out(one) for one in classes]
     by_prompt = {prompt: _asked(model, prompt, words) for prompt in asked}
@@ -97,53 +98,27 @@ def evaluate(
         n=len(pairs),
         classes=classes,
         words=words,
-        chance=_chance(labels, len(classes)),
+        chance=chance_of(labels, len(classes)),
         prompts={
             prompt: metrics.zero_shot(similarity=audio @ own.T, labels=labels) for prompt, own in by_prompt.items()
         },
         as_written=metrics.zero_shot(similarity=literal, labels=labels),
-        per_class={key: _by_class(classes, values) for key, values in per_class.items()},
+        per_class={key: by_class(classes, values) for key, values in per_class.items()},
         confusion=metrics.confusion(similarity=similarity, labels=labels).tolist() if labels.ndim == 1 else None,
-        excluded=_excluded(classes, labels),
+        excluded=left_out(classes, labels),
         embedded=Embedded(
             audio=audio, text=text, pairs=_pairs(labels), sounds=pairs, captions=words, failed=heard.failed
         ),
     )
 
 
-def classes_of(manifest: Manifest, kind: Literal["label", "tags"] | None = None) -> list[str]:
-    """Every label (or tag) of a manifest, sorted: what a sound of it may be, heard or not."""
-    kind = kind or _kind(manifest)
-    return sorted({one for pair in manifest for one in _classes_of(pair, kind)})
-
-
-def _kind(manifest: Manifest) -> Literal["label", "tags"]:
-    return "label" if manifest.table["label"].null_count < len(manifest) else "tags"
-
-
-def _classes_of(pair: Pair, kind: str) -> tuple[str, ...]:
-    return pair.tags if kind == "tags" else () if pair.label is None else (pair.label,)
-
-
-def _require(pairs: Sequence[Pair], classes: Sequence[str], kind: str) -> None:
+def _require(pairs: Sequence[Pair], classes: Sequence[str], kind: Kind) -> None:
     if not pairs:
         raise DataError(f"no sound that could be read has a {kind.rstrip('s')}: zero-shot needs a column '{kind}'")
     if len(classes) < 2:
         raise DataError(f"{', '.join(classes)} is the only class: with one there is nothing to tell apart")
-    if unknown := sorted({one for pair in pairs for one in _classes_of(pair, kind)} - set(classes)):
+    if unknown := sorted({one for pair in pairs for one in of_pair(pair, kind)} - set(classes)):
         raise DataError(f"{kind} {', '.join(unknown[:5])} not among the {len(classes)} classes given: add them")
-
-
-def _labels(pairs: Sequence[Pair], classes: Sequence[str], kind: str) -> Int[Tensor, " n"] | Bool[Tensor, "n classes"]:
-    place = {name: number for number, name in enumerate(classes)}
-    if kind == "label":
-        return torch.tensor([place[pair.label or ""] for pair in pairs])
-    table = torch.zeros(len(pairs), len(classes), dtype=torch.bool)
-    for row, pair in enumerate(pairs):
-        table[row, [place[tag] for tag in pair.tags]] = True
-    if not (table.any(dim=0) & ~table.all(dim=0)).any():
-        raise DataError(f"each of the {len(classes)} tags holds for all sounds or for none: there is nothing to rank")
-    return table
 
 
 def _pairs(labels: Tensor) -> Int[Tensor, "pairs 2"]:
@@ -158,26 +133,3 @@ def _asked(model: DualEncoder, prompt: str, words: Sequence[str]) -> Float[Tenso
 
 def _ensemble(texts: Sequence[Float[Tensor, "classes dim"]]) -> Float[Tensor, "classes dim"]:
     return F.normalize(torch.stack(list(texts)).mean(dim=0), dim=1)
-
-
-def _chance(labels: Tensor, classes: int) -> dict[str, float]:
-    """What a random order gets: of accuracy and top-5, of ROC-AUC and (about) of average precision."""
-    if labels.ndim == 1:
-        return {"accuracy": 1 / classes, "top5": min(1.0, 5 / classes)}
-    told = labels.any(dim=0) & ~labels.all(dim=0)
-    return {"roc_auc": 0.5, "map": labels[:, told].double().mean().item(), "mar": (classes + 1) / (2 * classes)}
-
-
-def _by_class(classes: Sequence[str], values: Tensor) -> dict[str, float | None]:
-    return {name: None if value != value else value for name, value in zip(classes, values.tolist(), strict=True)}
-
-
-def _excluded(classes: Sequence[str], labels: Tensor) -> dict[str, list[str]]:
-    """Classes that a mean could not take in, and labels that no sound has (they are candidates all the same)."""
-    if labels.ndim == 1:
-        counts = labels.bincount(minlength=len(classes))
-        reasons = {"no sound has this label": counts == 0}
-    else:
-        reasons = {"no sound has this tag": ~labels.any(dim=0), "every sound has this tag": labels.all(dim=0)}
-    named = {why: [name for name, one in zip(classes, which, strict=True) if one] for why, which in reasons.items()}
-    return {why: names for why, names in named.items() if names}

@@ -375,7 +375,9 @@ class _Run:
         say(
             f"epoch {self.place.epoch}/{self.trainer.max_epochs}  step {self.place.step}  "
             + "  ".join(
-                f"{name.removeprefix('val/retrieval/')} {value:.3f}" for name, value in values.items() if "r@10" in name
+                f"{name.removeprefix('val/').removeprefix('retrieval/')} {value:.3f}"
+                for name, value in values.items()
+                if "r@10" in name or name == self.trainer.monitor
             )
         )
         monitor = self.trainer.monitor
