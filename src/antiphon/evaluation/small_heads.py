@@ -56,11 +56,13 @@ def logistic(
     classes: int,
     strength: float | int,
     start: Float64[Tensor, "dim_and_one classes"] | None = None,
+    tolerance: float = 1e-4,
 ) -> Float64[Tensor, "dim_and_one classes"]:
     """Weights, and below them the bias, that minimise the sum of losses times C + half the weights' squared norm.
 
-    The loss is cross-entropy for `labels [n]`, binary cross-entropy of each tag for `labels [n classes]`. By L-BFGS, to
-    a gradient of 1e-7: the same input gives the same weights. `start` is where it begins.
+    The loss is cross-entropy for `labels [n]`, binary cross-entropy of each tag for `labels [n classes]`. By L-BFGS,
+    until no part of the mean loss's gradient is above `tolerance` (scikit-learn's default): the same input gives the
+    same weights. `start` is where it begins.
     """
     weights = torch.zeros(x.shape[1] + 1, classes, dtype=torch.float64) if start is None else start.clone()
     weights.requires_grad_()
@@ -68,7 +70,7 @@ def logistic(
         [weights],
         max_iter=_LBFGS_STEPS,
         history_size=20,
-        tolerance_grad=1e-7,
+        tolerance_grad=tolerance,
         tolerance_change=1e-12,
         line_search_fn="strong_wolfe",
     )
