@@ -17,6 +17,7 @@ import torch
 from antiphon import options
 from antiphon.captions import from_tags, keywords
 from antiphon.data import manifest as tables
+from antiphon.data.formats import plural
 from antiphon.data.loaders import TrainLoader
 from antiphon.data.manifest import Manifest
 from antiphon.errors import DataError, MissingExtraError, OptionError, TrainingError, write_errors
@@ -66,7 +67,7 @@ def run(overrides: Sequence[str]) -> retrieval.Retrieval | None:
         return None  # the first process reports
     if failed:
         count = write_errors(failed, out / "errors.csv")
-        say(f"{count} sounds could not be read and were replaced by others: {out / 'errors.csv'}")
+        say(f"{plural(count, 'sound')} could not be read and were replaced by others: {out / 'errors.csv'}")
     return _test(DualEncoder.load(saved), splits.test, out) if config["test"] else None
 
 

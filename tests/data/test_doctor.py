@@ -318,11 +318,13 @@ def test_written(clean, tmp_path):
     }
 
 
-def test_nothing_left_is_an_error(tmp_path):
+def test_nothing_left_is_an_error_and_leaves_no_older_clean_table(clean, tmp_path):
+    check(Manifest.from_pairs([pair(clean[0])])).write(tmp_path / "out")
+    assert (tmp_path / "out" / "clean.csv").exists()
     (tmp_path / "a.wav").write_bytes(b"")
     with pytest.raises(DataError, match="every row has a fault"):
         check(Manifest.from_pairs([pair(tmp_path / "a.wav")])).write(tmp_path / "out")
-    assert (tmp_path / "out" / "findings.csv").exists()
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["findings.csv"]
 
 
 @pytest.mark.slow

@@ -142,8 +142,10 @@ def test_nothing_readable_is_an_error(manifest):
 
 def test_small_sets_and_wrong_batches(manifest):
     assert len(loader(manifest, batch_size=64)) == 1
-    with pytest.raises(DataError, match="2 or more"):
+    with pytest.raises(DataError, match="batch_size=1: must be 2 or more"):
         loader(manifest, batch_size=1)
+    with pytest.raises(DataError, match="1 pair to train on: the training split needs 2 or more"):
+        loader(Manifest.from_pairs([manifest[0]]))
 
 
 @pytest.mark.parametrize("suffix", [".flac", ".mp3", ".wav"])

@@ -255,6 +255,18 @@ def test_rows_of_one_sound_become_one_pair(tmp_path):
     )
 
 
+def test_start_and_end_of_what_is_not_guessed_and_told(tmp_path):
+    rows = "a.wav,one,0,2\na.wav,two,2,4.5\n"
+    table = read(put(tmp_path, "a.csv", f"path,caption,start_s,end_s\n{rows}"))
+    assert [pair.captions for pair in table] == [("one",), ("two",)]
+    assert table.notes == ()
+    table = read(put(tmp_path, "b.csv", f"path,caption,Start,end\n{rows}"))
+    assert [pair.captions for pair in table] == [("one", "two")]
+    assert table.notes == (
+        "2 rows whose Start and end were not read: name them start_seconds and end_seconds if they are parts of files",
+    )
+
+
 def test_second_ids_and_late_labels(tmp_path):
     file = put(tmp_path, "a.csv", "id,path,text,label,tags\n1,a.wav,x,,u\n2,a.wav,y,dog,v|u\n,b.wav,  ,,\n,,,,\n")
     table = read(file)
@@ -716,7 +728,7 @@ def test_rows_with_a_label_or_tags_alone_are_kept_and_told_apart(tmp_path):
     assert captioned.captioned() is captioned
     labelled = read(put(tmp_path, "b.csv", "path,label\na.wav,dog\nb.wav,cat\n"))
     assert labelled.captions() == []
-    with pytest.raises(DataError, match="none of the 2 pairs has a caption, only a label or tags: give them captions"):
+    with pytest.raises(DataError, match=r"none of 2 pairs has a caption.*antiphon caption; .*data\.tag_captions=1"):
         labelled.captioned()
     other = read(put(tmp_path, "c.csv", "path,label\na.wav,dog\nb.wav,cow\n"))
     assert labelled.fingerprint() != other.fingerprint()

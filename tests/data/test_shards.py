@@ -336,6 +336,9 @@ def test_a_shard_without_a_readable_sound_is_none(manifest, tmp_path):
     bad = Manifest.from_pairs(pair for pair in manifest if pair.id == "id/3")
     with pytest.raises(DataError, match=r"none of the sounds could be read; the first: .*3\.wav"):
         shards.write(bad, tmp_path / "bad")
+    soundfile.write(tmp_path / "3.wav", NOISE, RATE)
+    assert len(shards.write(bad, tmp_path / "bad")) == 1  # what is mended by then is written
+    assert not (tmp_path / "bad" / "errors.csv").exists()
 
 
 def test_options_that_cannot_be(manifest, tmp_path):

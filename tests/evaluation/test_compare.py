@@ -34,6 +34,17 @@ def test_a_better_model_is_bold_and_an_equal_one_is_not():
     assert cells[5].startswith("0.500 (")
 
 
+def test_many_comparisons_can_still_tell_a_difference():
+    """Six models on two tasks: ten comparisons with the first, of which the clear ones must survive Holm."""
+    models = {"base": result(BASE), **{f"better {number}": result(BETTER) for number in range(5)}}
+    rows = compare.compare({"zero-shot": models, "probe": models})
+    assert all(p < 0.05 for row in rows for p in row.holm.values())
+
+
+def test_only_the_metrics_asked_for_are_compared():
+    assert compare.compare({"zero-shot": {"a": result(BASE), "b": result(ALIKE)}}, keys=("r@1",)) == []
+
+
 def test_holm_by_hand():
     """p = 0.01, 0.02, 0.04, 0.04 of four tests -> 0.04, 0.06, 0.08, 0.08."""
     ps = {"a": 0.04, "b": 0.01, "c": 0.02, "d": 0.04}
@@ -57,3 +68,9 @@ def test_names_cannot_break_a_table():
     assert "<b>" not in compare.page(rows).replace("<b>0.", "")
     body = [line for line in compare.latex(rows).splitlines() if line.endswith("\\\\")]
     assert {line.replace(r"\&", "").count("&") for line in body} == {3}
+
+
+def test_a_task_without_queries_is_refused():
+    gap = Result(metrics={"alignment": 1.0}, intervals={}, data="", space="projection")
+    with pytest.raises(DataError, match="modality-gap asks no queries"):
+        compare.compare({"modality-gap": {"base": gap, "other": gap}})

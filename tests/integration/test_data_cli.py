@@ -96,3 +96,26 @@ def test_a_mess_is_told_and_a_clean_table_written(run, synthetic_table, tmp_path
     status, out, _ = run("data", "check", tmp_path / "mess.csv", "--out", tmp_path / "checked", "--strict", "--json")
     assert status == 1
     assert json.loads(out)
+
+
+def test_what_is_left_out_is_said(run, synthetic_table, tmp_path):
+    pairs = list(tables.read(synthetic_table, split="train"))[:3]
+    rows = [("audio", "caption"), *((pair.audio, f"sound {pair.id}") for pair in pairs), ("wordless.wav", "")]
+    with (tmp_path / "well.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    status, out, err = run("data", "check", tmp_path / "well.csv", "--out", tmp_path / "checked")
+    assert (status, out) == (0, "no faults found\n")
+    assert "1 row without a caption, a label or tags left out" in err
+    assert "clean.csv (3 of 3 rows)" in err
+    with (tmp_path / "well.csv").open("a", newline="") as file:
+        csv.writer(file).writerow(("go\n\33[2Jne.wav", "gone"))
+    status, out, _ = run("data", "check", tmp_path / "well.csv", "--out", tmp_path / "checked")
+    assert status == 0
+    assert [line.split()[:4] for line in out.splitlines()[1:]] == [["unreadable", "1", "yes", "go"]]
+    assert "[2Jne.wav" in out
+    assert "\33" not in out
+    status, _, err = run("data", "shard", tmp_path / "well.csv", "--out", tmp_path / "shards")
+    assert status == 0
+    assert "1 row without a caption" in err
+    assert f"1 sound could not be read and left out: {tmp_path / 'shards'}/errors.csv" in err
+    assert (tmp_path / "shards" / "errors.csv").exists()

@@ -4,11 +4,14 @@ import json
 import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from antiphon.cli.printing import Json, print_table
+
+if TYPE_CHECKING:
+    from antiphon.data.manifest import Manifest
 
 app = typer.Typer(help="Fetch, check and shard data.", no_args_is_help=True)
 alone = typer.Typer()  # commands that stand outside of `antiphon data`
@@ -65,19 +68,22 @@ def check(
     as_json: Json = False,
 ) -> None:
     """Find what is wrong with sounds and captions before training on them, and write a table without it."""
-    from antiphon.data import doctor, doctor_report, manifest
+    from antiphon.data import doctor, doctor_report
     from antiphon.progress import say
 
-    others = None if against is None else manifest.read(against)
-    made = doctor.check(manifest.read(table, split=split, root=root), against=others)
-    doctor_report.write(made, out / "report.html", title=f"Data check: {table}")
+    others = None if against is None else _read(against)
+    made = doctor.check(_read(table, split=split, root=root), against=others)
+    summary = made.summary()
     if as_json:
-        print(json.dumps(made.summary(), indent=2))
-    else:
-        rows = [(*cells, example if len(example) <= 80 else f"{example[:77]}...") for *cells, example in made.table()]
+        print(json.dumps(summary, indent=2))
+    elif made.findings:
+        rows = [(*cells, _on_a_line(example)) for *cells, example in made.table()]
         print_table(("finding", "count", "taken out", "example"), rows)
+    else:
+        print("no faults found")
+    doctor_report.write(made, out / "report.html", title=f"Data check: {table}")
     made.write(out)
-    say(f"{out / 'report.html'}, findings.csv, clean.csv")
+    say(f"{out / 'report.html'}, findings.csv, clean.csv ({summary['kept']:,} of {summary['rows']:,} rows)")
     if strict and made.taken_out():
         raise typer.Exit(1)
 
@@ -95,16 +101,16 @@ def shard(
     as_json: Json = False,
 ) -> None:
     """Write sounds and words into balanced tar shards, to be trained on from a disk, a server or object storage."""
-    from antiphon.data import manifest as tables
     from antiphon.data import shards
+    from antiphon.data.formats import plural
     from antiphon.progress import say
 
-    table = tables.read(manifest, root=root)
-    for note in table.notes:
-        say(note)
+    table = _read(manifest, root=root)
     made = shards.write(
         table, out, codec=codec, sample_rate=sample_rate, shard_size=shard_size, workers=workers, seed=seed
     )
+    if left := len(table) - len(made):
+        say(f"{plural(left, 'sound')} could not be read and left out: {out.rstrip('/')}/errors.csv")
     written = f"{out.rstrip('/')}/manifest.parquet"
     if as_json:
         print(json.dumps({"manifest": written, "sounds": len(made), "splits": made.splits()}, indent=2))
@@ -166,6 +172,23 @@ def caption(
         print(json.dumps({"manifest": str(out), **counts}, indent=2))
     else:
         print_table(("what", "number"), [(name, f"{value:,}") for name, value in counts.items()])
+
+
+def _read(table: str, *, root: str | None = None, split: str | None = None) -> "Manifest":
+    """A manifest; what was left out of it is said."""
+    from antiphon.data import manifest
+    from antiphon.progress import say
+
+    made = manifest.read(table, root=root, split=split)
+    for note in made.notes:
+        say(f"{table}: {note}")
+    return made
+
+
+def _on_a_line(text: str) -> str:
+    """A stranger's text, cut short, without line ends and what else would move a terminal."""
+    plain = "".join(letter if letter.isprintable() else " " for letter in text[:81])
+    return plain if len(plain) <= 80 else f"{plain[:77]}..."
 
 
 def _gigabytes(size: float | int | None) -> str:

@@ -12,6 +12,7 @@ from antiphon.cli.printing import (
     mebibytes,
     print_result,
     print_retrieval,
+    print_robustness,
     print_suite,
     print_table,
     values_on_a_line,
@@ -157,6 +158,8 @@ def evaluate(
         print(json.dumps(result, indent=2))
     elif task == "retrieval" and judgements is None:
         print_retrieval(result)
+    elif task == "robustness":
+        print_robustness(result)
     else:
         print_result(result)
 

@@ -56,7 +56,28 @@ def print_result(result: Mapping[str, Any]) -> None:
         print(f"{size} of each class to learn from: " + ", ".join(spread))
     for why, which in result.get("excluded", {}).items():
         print(f"left out, {why}: {which if isinstance(which, int) else ', '.join(which)}")
-    print(f"space: {result['space']}, windows: {result['windows']}, data {result['data'][:12]}")
+    counts = {"n": "sounds", "n_audio": "sounds", "n_text": "texts"}
+    measured = ", ".join(f"{result[key]} {what}" for key, what in counts.items() if result.get(key))
+    print(f"{measured}, space: {result['space']}, windows: {result['windows']}, data {result['data'][:12]}")
+
+
+def print_robustness(result: Mapping[str, Any]) -> None:
+    """A line for each condition: R@10 both ways, and how far it is from clean."""
+    keys = ("text_to_audio/r@10", "audio_to_text/r@10")
+    clean = [f"{result['metrics'][f'clean/{key}']:.3f}" for key in keys]
+    rows = [("clean", clean[0], "", clean[1], "")]
+    for name, differences in result["differences"].items():
+        cells = [name]
+        for key in keys:
+            apart = differences[key]
+            cells.append(f"{result['metrics'][f'{name}/{key}']:.3f}")
+            cells.append(f"{apart['difference']:+.3f} ({apart['low']:+.3f} to {apart['high']:+.3f})")
+        rows.append(tuple(cells))
+    print_table(("condition", "words R@10", "against clean", "sounds R@10", "against clean"), rows)
+    print(
+        f"{result['n_audio']} sounds, {result['n_text']} texts, space: {result['space']}, data {result['data'][:12]}; "
+        "the rest: --json or --out"
+    )
 
 
 def print_suite(found: Mapping[str, Any]) -> None:

@@ -138,6 +138,7 @@ class Examination:
                 writer.writerow(("row", "id", "audio", "split", "kind", "taken_out", "detail", "other", "rows"))
                 writer.writerows(self._rows())
             os.replace(part, folder / "findings.csv")
+            (folder / "clean.csv").unlink(missing_ok=True)  # of a run before this one
         except OSError as error:
             raise DataError(f"cannot write to {folder}: {error.strerror or error}; choose another place") from error
         if not len(clean):

@@ -83,6 +83,7 @@ class Table:
     layout: Layout | None = None
     named: tuple[str, ...] = ()  # columns of ours that the caller named: these are not the layout's to say
     split: str | None = None
+    unread: tuple[str, ...] = ()  # columns of times in these files, or in what they were cut from: nobody knows
 
 
 def split_name(name: str | None) -> str | None:
@@ -107,7 +108,9 @@ def make_table(source: str, names: list[str], rows: Iterable[Row], named: Named)
     """Rows with cells of these names as a `Table`; `DataError` if sound or words are not among them."""
     layout = layouts.find(map(_key, names))
     columns = _find_columns(source, names, named, layout)
-    return Table(source, columns, rows, layout, tuple(name for name, given in named.items() if given))
+    told = layout or "start_seconds" in columns or "end_seconds" in columns
+    unread = () if told else tuple(name for name in names if _key(name) in ("start", "end"))
+    return Table(source, columns, rows, layout, tuple(name for name, given in named.items() if given), unread=unread)
 
 
 def _decode(file: Path, data: bytes) -> str:
@@ -425,7 +428,9 @@ def pairs(
         lost: counts what was left out, and why.
     """
     places = _Places(table, table.layout, set_folder, lost) if table.layout else None
+    unread = f"whose {' and '.join(table.unread)} were not read: name them start_seconds and end_seconds if they are "
     for at, row in table.rows:
+        lost[f"{unread}parts of files"] += bool(table.unread)
         where = f"{table.source}, {at}"
         cells = _cells(where, row, table.columns)
         placed = places.put(where, cells, row) if places else cells

@@ -21,6 +21,7 @@ from jaxtyping import Int16, Int32, Int64, Integer
 
 from antiphon import addresses, audio, remote
 from antiphon.captions import draws, one_of
+from antiphon.data.formats import plural
 from antiphon.data.manifest import Manifest
 from antiphon.data.pairs import INT16, Batch, Pair, collate
 from antiphon.errors import AudioError, DataError, OptionError
@@ -61,8 +62,8 @@ class TrainLoader:
         world: int = 1,
         order: str | None = None,  # one of ORDERS; None: by shards where every sound is in a tar
     ) -> None:
-        if not len(manifest):
-            raise DataError("no pairs to train on: the training split is empty")
+        if len(manifest) < 2:
+            raise DataError(f"{plural(len(manifest), 'pair')} to train on: the training split needs 2 or more")
         if not tag_captions and len(manifest.captioned()) < len(manifest):
             raise DataError("some pairs have a label or tags and no caption: train on manifest.captioned()")
         if batch_size < 2:

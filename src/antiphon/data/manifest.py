@@ -153,8 +153,8 @@ class Manifest:
             return self
         if left == len(self):
             raise DataError(
-                f"none of the {len(self)} pairs has a caption, only a label or tags: give them captions, or make "
-                "some of those (for example 'the sound of dog')"
+                f"none of {formats.plural(len(self), 'pair')} has a caption, only a label or tags: make captions of "
+                "those (antiphon caption; to train, data.tag_captions=1 does it as it goes)"
             )
         note = f"{formats.plural(left, 'pair')} with a label or tags and without a caption left out"
         return replace(self, table=_kept(self.table, has), notes=(*self.notes, note))

@@ -316,11 +316,12 @@ def _finish(place: Place, shards: list[str]) -> None:
             yield pa.Table.from_pylist(part["rows"], SCHEMA)
 
     table = pa.concat_tables(tables())
+    if not len(table):
+        place.remove("parts")  # the same call looks for the sounds anew
+        raise DataError(f"none of the sounds could be read; the first: {next(iter(failed.values()))}")
     if failed:
         with place.new("errors.csv") as file:
             write_errors(failed, file)
-    if not len(table):
-        raise DataError(f"none of the sounds could be read; the first: {next(iter(failed.values()))}")
     place.write("sizes.json", json.dumps(sizes, indent=1).encode())
     with place.new("manifest.parquet") as file:
         pq.write_table(table, file, compression="zstd")

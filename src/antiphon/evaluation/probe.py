@@ -35,6 +35,7 @@ from antiphon.model import DualEncoder
 FEATURES = ("representation", "embedding")
 HEADS = ("logistic", "mlp")
 FEW_SHOT_STRENGTH = 1.0  # C; not chosen: a validation set is more shots than the few
+_FEW_SHOT_TOLERANCE = 1e-3  # what is left of the gradient changes a score less than another draw does
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,7 +247,13 @@ def _few(x: Float64[Tensor, "n dim"], found: Problem, size: int, *, seed: Sequen
         train = part.train[torch.from_numpy(random.permutation(len(part.train)))]
         rows = torch.cat([train[found.labels[train] == number][:size] for number in range(len(found.classes))])
         scaled = standardised(x, by=rows)
-        weights = logistic(scaled[rows], found.labels[rows], classes=len(found.classes), strength=FEW_SHOT_STRENGTH)
+        weights = logistic(
+            scaled[rows],
+            found.labels[rows],
+            classes=len(found.classes),
+            strength=FEW_SHOT_STRENGTH,
+            tolerance=_FEW_SHOT_TOLERANCE,
+        )
         logits[part.test] = linear(scaled[part.test], weights)
     rows = torch.cat([part.test for part in found.parts])
     return metrics.zero_shot(similarity=logits[rows], labels=found.labels[rows])
