@@ -69,11 +69,13 @@ def run(
     settings = settings or Settings()
     evaluate = _known(task)
     found = read(data, split=split, root=root, test_fold=test_fold)
+    if out:
+        _make(Path(out))  # before hours of sounds
     loaded = load(model)
     started = time.monotonic()
     result = evaluate(loaded, found, settings)
     if result.failed:
-        say(f"{plural(len(result.failed), 'sound')} could not be read and were left out")
+        say(f"left out, as they could not be read: {plural(len(result.failed), 'sound')}")
     plain = {"task": task, "split": split, **about(loaded, seed=settings.seed), **result.as_dict()}
     plain["time"] = {"seconds": round(time.monotonic() - started, 1), "at": datetime.now(UTC).isoformat("T", "seconds")}
     if out:
@@ -122,15 +124,16 @@ def run_comparison(
 ) -> list[compare.Row]:
     """Several models on the same queries of one manifest, the first being the one that others are held against.
 
-    Raises `OptionError` for fewer than two models, one named twice or an unknown task.
+    Raises `OptionError` for fewer than two models, one named twice, and a task that is unknown or has no queries.
     """
     settings = settings or Settings()
-    if len(models) < 2 or len(set(models)) < len(models):
-        raise OptionError(
-            f"{len(models)} models came, {len(set(models))} of them different: name two or more, each once"
-        )
+    different = len({Path(model) for model in models})  # runs/a/ is runs/a
+    if different < max(2, len(models)):
+        raise OptionError(f"{len(models)} models came, {different} of them different: name two or more, each once")
     for task in tasks:
         _known(task)
+    if "modality-gap" in tasks:
+        raise OptionError("modality-gap asks no queries that could be paired: evaluate each model by itself")
     found = read(data, split=split, root=root, test_fold=test_fold)
     results: dict[str, dict[str, Result]] = {task: {} for task in tasks}
     names = _short(models)
@@ -166,13 +169,24 @@ def read(data: str, *, split: str | None, root: str | None, test_fold: str | Non
 
 def write_results(result: Mapping[str, Any], folder: Path) -> None:
     """`results.json`, and `evaluation_errors.csv` where sounds could not be read."""
+    _make(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         (folder / "results.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
         if result["failed"]:
             write_errors(result["failed"], folder / "evaluation_errors.csv")
     except OSError as error:
-        raise DataError(f"cannot write results to '{folder}': {error.strerror}; give another --out FOLDER") from error
+        raise _unwritable(folder, error) from error
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+
+
+def _unwritable(folder: Path, error: OSError) -> DataError:
+    return DataError(f"cannot write results to '{folder}': {error.strerror}; give another --out FOLDER")
 
 
 def _retrieval(model: DualEncoder, data: Data, settings: Settings) -> Result:

@@ -8,7 +8,7 @@ from antiphon import evaluate
 from antiphon.data import manifest as tables
 from antiphon.data.manifest import Manifest
 from antiphon.data.pairs import Pair
-from antiphon.errors import OptionError
+from antiphon.errors import DataError, OptionError
 
 
 @pytest.fixture(scope="module")
@@ -116,3 +116,16 @@ def test_models_are_compared_on_the_same_queries(labelled, tiny_model_folder, tm
         evaluate.run_comparison([str(tiny_model_folder)], tasks=["retrieval"], data=str(labelled))
     with pytest.raises(OptionError, match="unknown task 'x'"):
         evaluate.run_comparison(["a", "b"], tasks=["x"], data=str(labelled))
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_any_work(labelled, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match=r"cannot write results to .*: File exists"):
+        evaluate.run("no model is looked for", task="retrieval", data=str(labelled), out=str(tmp_path / "file"))
+
+
+def test_a_comparison_that_says_nothing_is_refused(labelled):
+    with pytest.raises(OptionError, match="2 models came, 1 of them different"):
+        evaluate.run_comparison(["runs/a", "runs/a/"], tasks=["retrieval"], data=str(labelled))
+    with pytest.raises(OptionError, match="modality-gap asks no queries"):
+        evaluate.run_comparison(["runs/a", "runs/b"], tasks=["retrieval", "modality-gap"], data=str(labelled))

@@ -13,7 +13,7 @@ from antiphon.data import manifest as tables
 from antiphon.data.manifest import Manifest
 from antiphon.data.pairs import Pair
 from antiphon.errors import DataError
-from antiphon.evaluation import judgements, modality_gap, retrieval
+from antiphon.evaluation import judgements, modality_gap, retrieval, robustness
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def test_sounds_find_sounds_that_share_words_and_never_themselves(model, manifes
     rows = [(("a",), "x", ()), (("b",), "x", ()), (("c",), None, ("t",)), (("d",), None, ("t",)), (("e",), None, ())]
     table = made(manifest, *rows)
     result = retrieval.evaluate_within(model, table, what="audio")
-    assert result.excluded == {"audios that belong to no other": 1}
+    assert result.excluded == {"sounds that belong to no other": 1}
     assert list(result.groups[0].queries) == ["s0", "s1", "s2", "s3"]
     audio = model.encode_audio([pair.audio for pair in table])
     similarity = audio @ audio.T
@@ -69,13 +69,13 @@ def test_texts_find_texts_of_the_same_sound(model, manifest):
         )
 
 
-def test_a_set_of_one_sound_is_refused_or_trivial(model, manifest):
+def test_a_set_of_one_sound_is_refused(model, manifest):
     one = made(manifest, (("a",), "x", ()))
-    assert retrieval.evaluate(model, one).metrics["text_to_audio/r@1"] == 1.0
-    assert retrieval.evaluate(model, one).chance["text_to_audio/r@1"] == 1.0
-    with pytest.raises(DataError, match="nothing to find in 1 audios"):
+    with pytest.raises(DataError, match="1 sound, and all of them right for 1 text"):
+        retrieval.evaluate(model, one)
+    with pytest.raises(DataError, match="nothing to find in 1 sound:"):
         retrieval.evaluate_within(model, one, what="audio")
-    with pytest.raises(DataError, match="needs 5 or more"):
+    with pytest.raises(DataError, match="1 sound came: a modality gap needs 5 or more"):
         modality_gap.evaluate(model, one)
 
 
@@ -143,3 +143,20 @@ def test_the_gap_and_what_retrieval_does_without_it(model, manifest):
     audio, text = (torch.nn.functional.normalize(one - one.mean(0), dim=1) for one in (embedded.audio, embedded.text))
     expected = metrics.retrieval(similarity=audio @ text.T, relevant=embedded.relevant)
     assert result.retrieval_without_means == pytest.approx(expected)
+
+
+def test_where_nothing_can_go_wrong_there_is_no_number(model, manifest):
+    one, five = [(("a", "b"), None, ())], [(("a",), "x", ())] * 5
+    for rows in (one, five):
+        with pytest.raises(DataError, match="any model would score 1"):
+            retrieval.evaluate(model, made(manifest, *rows))
+        with pytest.raises(DataError, match="any model would score 1"):
+            robustness.evaluate(model, made(manifest, *rows[:2]))
+    with pytest.raises(DataError, match="any model would score 1"):
+        modality_gap.evaluate(model, made(manifest, *five))
+    with pytest.raises(DataError, match="5 sounds, and all of them right for each other"):
+        retrieval.evaluate_within(model, made(manifest, *five), what="audio")
+    with pytest.raises(DataError, match="2 texts, and all of them right for each other"):
+        retrieval.evaluate_within(model, made(manifest, *one), what="text")
+    with pytest.raises(DataError, match="1 sound, and all of them right for every query"):
+        retrieval.evaluate_graded(model, made(manifest, *one), {"a": {"s0": 2.0}})

@@ -10,7 +10,7 @@ import soundfile
 import antiphon
 from antiphon import metrics
 from antiphon.data import manifest as tables
-from antiphon.errors import OptionError
+from antiphon.errors import DataError, OptionError
 from antiphon.evaluation import retrieval, robustness
 
 RATE = 44100
@@ -124,3 +124,10 @@ def test_a_sound_that_cannot_be_read_is_left_out_of_every_condition(model, synth
     result = robustness.evaluate(model, Manifest.from_pairs([bad, *pairs]), resamples=10)
     assert list(result.failed) == [bad.audio]
     assert result.n_audio == 5
+
+
+@pytest.mark.parametrize("row", ["rain", "rain,", "rain, "])
+def test_an_empty_paraphrase_is_told(row, tmp_path):
+    (tmp_path / "said.csv").write_text(f"caption,paraphrase\nwind,a gale\n{row}\n")
+    with pytest.raises(DataError, match="empty paraphrase of 'rain'"):
+        robustness.read_paraphrases(tmp_path / "said.csv")

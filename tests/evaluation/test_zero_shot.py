@@ -67,6 +67,13 @@ def test_tags_are_ranked_and_those_of_none_or_all_left_out_by_name(model, sounds
     assert result.confusion is None
 
 
+def test_sounds_without_a_label_are_left_out_and_counted(model, sounds):
+    result = zero_shot.evaluate(
+        model, Manifest.from_pairs([*labelled(sounds, ["a", "b"]), Pair("x", sounds[2], ("c",))])
+    )
+    assert (result.n, result.unlabelled) == (2, 1)
+
+
 def test_a_label_that_no_sound_has_is_still_a_candidate(model, sounds):
     manifest = labelled(sounds, ["a", "b", "a"])
     result = zero_shot.evaluate(model, manifest, classes=["a", "b", "c"])

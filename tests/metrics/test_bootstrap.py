@@ -52,3 +52,21 @@ def test_the_same_seed_gives_the_same():
     assert metrics.paired(one, other, queries=40) == metrics.paired(one, other, queries=40)
     assert metrics.paired(one, other, queries=40) != metrics.paired(one, other, queries=40, seed=1)
     assert metrics.intervals(one, queries=40) == metrics.intervals(one, queries=40)
+
+
+def test_few_queries_that_all_went_one_way_prove_little():
+    """Every resample of four better scores is better: an exact test of four signs has p = 2 / 16 at least."""
+    for queries, least in ((1, 1.0), (4, 0.125), (6, 0.03125), (20, 2 / 1001)):
+        found = metrics.paired(of([1.0] * queries), of([0.0] * queries), queries=queries)["r@1"]
+        assert found.p == pytest.approx(least)
+
+
+def test_resamples_without_a_value_are_left_out():
+    """Of five sounds only one has the tag: a third of all resamples draw it not once, and have no ROC-AUC."""
+    labels = torch.tensor([[True], [False], [False], [False], [False]])
+    good, bad = (torch.tensor([[score], [0.4], [0.3], [0.2], [0.1]]) for score in (0.9, 0.0))
+    one, other = (metrics.of_labels(similarity=similarity, labels=labels) for similarity in (good, bad))
+    assert metrics.intervals(one, queries=5)["roc_auc"] == (1.0, 1.0)
+    found = metrics.paired(one, other, queries=5)["roc_auc"]
+    assert (found.difference, found.low, found.high) == (1.0, 1.0, 1.0)
+    assert found.p == pytest.approx(2 / 32)

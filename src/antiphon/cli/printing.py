@@ -54,6 +54,8 @@ def print_result(result: Mapping[str, Any]) -> None:
     for size, own in result.get("few_shot", {}).items():
         spread = (f"{name} {one['mean']:.3f} ± {one['std']:.3f}" for name, one in own.items())
         print(f"{size} of each class to learn from: " + ", ".join(spread))
+    if result.get("unlabelled"):
+        print(f"left out, without a label or tag: {result['unlabelled']} sounds")
     for why, which in result.get("excluded", {}).items():
         print(f"left out, {why}: {which if isinstance(which, int) else ', '.join(which)}")
     counts = {"n": "sounds", "n_audio": "sounds", "n_text": "texts"}

@@ -33,7 +33,7 @@ def read(path: str | os.PathLike[str]) -> dict[str, dict[str, float]]:
                 raise DataError(f"{at}: the grade of '{name}' must be a number, 0 (not relevant) or more")
             if found.setdefault(query, {}).setdefault(name, grade) != grade:
                 raise DataError(f"{at}: '{name}' is judged twice for '{query[:60]}', with other grades: keep one")
-    except (OSError, UnicodeError) as error:
+    except (OSError, UnicodeError, csv.Error) as error:
         raise DataError(f"cannot read {file}: {getattr(error, 'strerror', None) or error}") from error
     if not found:
         raise DataError(f"{file} holds no judgements: it needs rows of query, id, grade")

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from torch.nn import functional as F
 
 from antiphon import metrics
+from antiphon.data.formats import plural
 from antiphon.data.manifest import Manifest
 from antiphon.errors import DataError
 from antiphon.evaluation import retrieval
@@ -32,12 +33,13 @@ class Gap(Result):
 def evaluate(model: DualEncoder, manifest: Manifest, *, seed: int = 0, progress: bool = False) -> Gap:
     """Measure the gap on the pairs that have a caption; nothing in it is random, and `seed` changes nothing.
 
-    Raises `DataError` for fewer than five readable sounds.
+    Raises `DataError` for fewer than five readable sounds, or one caption for all.
     """
     manifest = manifest.captioned()
     embedded = retrieval.embed(model, manifest, progress=progress)
     if len(embedded.sounds) < FEWEST:
-        raise DataError(f"{len(embedded.sounds)} sounds came: a modality gap needs {FEWEST} or more")
+        raise DataError(f"{plural(len(embedded.sounds), 'sound')} came: a modality gap needs {FEWEST} or more")
+    retrieval.require_wrong(embedded)
     audio, text = retrieval.pairs_of(embedded)
     centred = replace(
         embedded,

@@ -50,6 +50,7 @@ class Classified(Result):
     per_class: dict[str, dict[str, float | None]]  # metric -> class -> value, None where undefined
     confusion: list[list[int]] | None  # for labels: true class by row
     validation: str  # what was chosen on
+    unlabelled: int = 0  # sounds without a label (or tag), which are left out
     excluded: dict[str, list[str]] = field(default_factory=dict)  # why -> which classes
 
 
@@ -148,6 +149,7 @@ def evaluate(
     few, too_few = _few_shot(x, found, few_shot or (), draws=draws, seed=seed)
     scores = scored(found, logits, data=manifest.fingerprint(), failed=heard.failed, resamples=resamples, seed=seed)
     scores["excluded"] |= too_few
+    scores["unlabelled"] = len(heard.pairs) - len(rows)
     return Probe(
         **scores,
         space="representation" if features == "representation" else model.space,

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from antiphon import metrics
+from antiphon.data.formats import plural
 from antiphon.data.manifest import Manifest
 from antiphon.data.pairs import Pair
 from antiphon.errors import DataError
@@ -107,9 +108,10 @@ def score(
 
 
 def evaluate(model: DualEncoder, manifest: Manifest, *, seed: int = 0, progress: bool = False) -> Retrieval:
-    """`embed` and `score` of the pairs that have a caption."""
+    """`embed` and `score` of the pairs that have a caption; errors as in `embed` and `require_wrong`."""
     manifest = manifest.captioned()
     embedded = embed(model, manifest, progress=progress)
+    require_wrong(embedded)
     return score(model, embedded, data=manifest.fingerprint(), seed=seed, progress=progress)
 
 
@@ -126,7 +128,7 @@ def evaluate_within(
     Sounds belong together that share a caption, a label or a tag; texts that describe one sound. What belongs to
     nothing else is no query, and is counted in `excluded`; it stays a candidate. Keys are those of one
     direction and `ndcg@5`, `ndcg@10`, under `audio_to_audio/` or `text_to_text/`. Raises `DataError` where nothing
-    belongs together.
+    belongs together, or everything does.
     """
     if what == "audio":
         heard = hear(model, manifest, progress=progress)
@@ -143,10 +145,13 @@ def evaluate_within(
         related = _sharing([owners[name] for name in names])
     related.fill_diagonal_(False)
     asked = related.any(dim=1)
+    things = plural(len(names), "sound" if what == "audio" else "text")
     if not asked.any():
         alike = "two sounds share a caption, label or tag" if what == "audio" else "one sound has two captions"
-        raise DataError(f"nothing to find in {len(names)} {what}s: {what}-to-{what} retrieval needs that {alike}")
+        raise DataError(f"nothing to find in {things}: {what}-to-{what} retrieval needs that {alike}")
     relevant = metrics.without_self(related)[asked]
+    if relevant.all():
+        raise DataError(_nothing_wrong(things, "each other"))
     similarity = metrics.without_self(vectors @ vectors.T)[asked]
     found = metrics.ranks(similarity=similarity, relevant=relevant, all_are_asked_for=False)
     gains = {f"ndcg@{k}": metrics.ndcg(similarity=similarity, gain=relevant.double(), k=k) for k in (5, 10)}
@@ -166,7 +171,7 @@ def evaluate_within(
         data=manifest.fingerprint(),
         space=model.space,
         failed=failed,
-        excluded={f"{what}s that belong to no other": alone} if alone else {},
+        excluded={f"{'sounds' if what == 'audio' else 'texts'} that belong to no other": alone} if alone else {},
     )
 
 
@@ -189,7 +194,7 @@ def evaluate_graded(
 
     Queries without any relevant sound among those that could be read are left out, and counted in `excluded`. Gains are
     the grades themselves, as trec_eval and MTEB take them (IncompeBench, arXiv:2602.11941, reports NDCG@10). Raises
-    `DataError` for ids that the manifest lacks, and where no query has a relevant sound.
+    `DataError` for ids that the manifest lacks, where no query has a relevant sound, and for a single sound.
     """
     known = set(manifest.table["id"].to_pylist())
     if unknown := sorted({name for grades in judgements.values() for name in grades} - known):
@@ -205,6 +210,8 @@ def evaluate_graded(
     asked = gain.any(dim=1)
     if not asked.any():
         raise DataError("no query has a relevant sound: grades above 0 are missing, or those sounds cannot be read")
+    if len(row) == 1:
+        raise DataError(_nothing_wrong("1 sound", "every query"))
     similarity = texts[asked] @ heard.audio.T
     values = {f"ndcg@{k}": metrics.ndcg(similarity=similarity, gain=gain[asked], k=k) for k in (1, 5, 10)}
     queries = [query for query, one in zip(judgements, asked, strict=True) if one]
@@ -229,6 +236,16 @@ def pairs_of(embedded: Embedded) -> tuple[Float[Tensor, "n dim"], Float[Tensor, 
     first = torch.ones(len(sounds), dtype=torch.bool)
     first[1:] = sounds[1:] != sounds[:-1]
     return embedded.audio, embedded.text[texts[first]]
+
+
+def require_wrong(embedded: Embedded) -> None:
+    """Raise `DataError` where every sound is right for every text, as with one sound: any model would score 1."""
+    if len(embedded.pairs) == len(embedded.sounds) * len(embedded.captions):
+        raise DataError(_nothing_wrong(plural(len(embedded.sounds), "sound"), plural(len(embedded.captions), "text")))
+
+
+def _nothing_wrong(things: str, others: str) -> str:
+    return f"{things}, and all of them right for {others}: with nothing wrong to find, any model would score 1"
 
 
 def _per_query(embedded: Embedded, *, progress: bool) -> dict[str, metrics.QueryResults]:

@@ -89,7 +89,7 @@ SOUND: dict[str, Callable[[Wave, int, random.Random], Wave]] = {
     "0.1-0.5 s of silence before": _shifted,
     "a semitone higher": _higher,
 }
-"""Changes of a mono wave at its own rate (Hz)."""
+"""Changes of a mono wave at its own rate (Hz). `8 kHz and back` leaves a sound of that rate as it is."""
 
 
 def _typos(caption: str, draw: random.Random) -> str:
@@ -150,8 +150,10 @@ def evaluate(
     """Retrieval of the pairs that have a caption, clean and under each condition of `SOUND` and `TEXT`.
 
     `paraphrases`: caption -> another with the same meaning, for one condition more, "paraphrased"; it must have every
-    caption. Raises `OptionError` where it lacks some, `DataError` where no sound can be read.
+    caption. Raises `OptionError` where it lacks some, `DataError` where no sound can be read, or every one is right for
+    every caption.
     """
+    model.text_side()  # a model without one is told before hours of sounds
     manifest = manifest.captioned()
     texts = dict(TEXT)
     if paraphrases is not None:
@@ -165,6 +167,7 @@ def evaluate(
                 heard[name].append(vector)
             advance()
     embedded = retrieval.embed(model, manifest, vectors=heard["clean"])
+    retrieval.require_wrong(embedded)
     scored = {"clean": retrieval.score(model, embedded, data="", resamples=0)}
     for name in SOUND:
         kept = [one for one, clean in zip(heard[name], heard["clean"], strict=True) if isinstance(clean, Tensor)]
@@ -194,7 +197,7 @@ def evaluate(
 
 
 def read_paraphrases(path: str | os.PathLike[str]) -> dict[str, str]:
-    """A CSV with the columns caption and paraphrase. Raises `DataError` where it cannot be read or lacks one."""
+    """A CSV with the columns caption and paraphrase. Raises `DataError` where it cannot be read or a cell is empty."""
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             rows = csv.DictReader(file)
@@ -202,7 +205,10 @@ def read_paraphrases(path: str | os.PathLike[str]) -> dict[str, str]:
                 raise DataError(
                     f"{path} has the columns {', '.join(rows.fieldnames or ())}: it needs caption, paraphrase"
                 )
-            return {row["caption"].strip(): row["paraphrase"] for row in rows}
+            found = {row["caption"].strip(): row["paraphrase"] for row in rows}
+            if empty := [caption for caption, other in found.items() if not (other or "").strip()]:
+                raise DataError(f"{path} has an empty paraphrase of '{empty[0][:80]}': fill it in")
+            return found
     except (OSError, UnicodeError, csv.Error) as error:
         raise DataError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
 

@@ -41,6 +41,7 @@ class ZeroShot(Result):
     as_written: dict[str, float]  # metrics of the ensemble with the classes as they stand in the manifest
     per_class: dict[str, dict[str, float | None]]  # metric -> class -> value, None where undefined
     confusion: list[list[int]] | None  # for labels: true class by row
+    unlabelled: int = 0  # sounds without a label (or tag), which are left out
     excluded: dict[str, list[str]] = field(default_factory=dict)  # why -> which classes
 
 
@@ -72,6 +73,7 @@ def evaluate(
     Raises `DataError` where no sound has a label or tag, there is only one class, or a label is not among `classes`;
     `OptionError` for a prompt without `{}`.
     """
+    model.text_side()  # a model without one is told before hours of sounds
     kind = kind or kind_of(manifest)
     heard = heard or hear(model, manifest, progress=progress)
     kept = [row for row, pair in enumerate(heard.pairs) if of_pair(pair, kind)]
@@ -96,6 +98,7 @@ def evaluate(
         failed=heard.failed,
         kind=kind,
         n=len(pairs),
+        unlabelled=len(heard.pairs) - len(pairs),
         classes=classes,
         words=words,
         chance=chance_of(labels, len(classes)),

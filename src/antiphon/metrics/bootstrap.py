@@ -24,13 +24,16 @@ class Paired:
     difference: float
     low: float
     high: float
-    p: float  # two-sided, never 0: at least 2 / (resamples + 1)
+    p: float  # two-sided, never 0: at least 2 / (resamples + 1) and 2 / 2**queries
 
 
 def intervals(
     statistic: Statistic, *, queries: int, resamples: int = 1000, seed: int = 0, confidence: float = 0.95
 ) -> dict[str, tuple[float, float]]:
-    """`(low, high)` for each metric: percentile bootstrap over queries. The same seed gives the same intervals."""
+    """`(low, high)` for each metric: percentile bootstrap over queries. The same seed gives the same intervals.
+
+    Resamples in which a metric has no value (no sound with a tag drawn) are left out of its interval.
+    """
     if resamples < 1 or not 0 < confidence < 1:
         raise ValueError(
             f"resamples must be at least 1 and confidence between 0 and 1, got {resamples} and {confidence}"
@@ -45,7 +48,9 @@ def paired(
     """First minus second for each metric that both have.
 
     The p-value is twice the smaller share of resamples in which the difference is on the other side of 0 or at it (each
-    counted with one more, Davison and Hinkley 1997, 4.2.2), at most 1.
+    counted with one more, Davison and Hinkley 1997, 4.2.2), at most 1. It is at least 2 / 2**queries, the smallest that
+    an exact test of so many signs has: resamples of four queries that all went one way never turn round. Resamples in
+    which a model has no value (no sound with a tag drawn) are left out.
     """
     ones, others = (_resampled(one, queries, resamples, seed) for one in (first, second))
     everyone = torch.arange(queries)[None]
@@ -53,11 +58,11 @@ def paired(
     found = {}
     for key in ones.keys() & others.keys():
         differences = ones[key] - others[key]
+        differences = differences[~differences.isnan()]
         low, high = _interval(differences, confidence)
         tail = 1 + min(int((differences <= 0).sum()), int((differences >= 0).sum()))
-        found[key] = Paired(
-            difference=(whole[key] - less[key]).item(), low=low, high=high, p=min(1.0, 2 * tail / (resamples + 1))
-        )
+        p = max(2 * tail / (len(differences) + 1), 2.0 ** (1 - queries))
+        found[key] = Paired(difference=(whole[key] - less[key]).item(), low=low, high=high, p=min(1.0, p))
     return {key: found[key] for key in ones if key in found}
 
 
@@ -98,7 +103,7 @@ def of_means(values: Mapping[str, Float64[Tensor, " queries"]]) -> Statistic:
 
 def _interval(values: Float64[Tensor, " resamples"], confidence: float) -> tuple[float, float]:
     tails = torch.tensor([(1 - confidence) / 2, (1 + confidence) / 2], dtype=torch.float64)
-    low, high = values.quantile(tails).tolist()
+    low, high = values.nanquantile(tails).tolist()
     return low, high
 
 

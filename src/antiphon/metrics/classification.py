@@ -12,6 +12,8 @@ from torch import Tensor
 from antiphon.metrics.bootstrap import Statistic, of_means
 from antiphon.metrics.chunks import row_chunks
 
+_IN_CACHE = 1 << 20  # counts of sounds in resamples, 8 MiB: adding up larger tables is several times slower
+
 
 def zero_shot(
     *, similarity: Float[Tensor, "n classes"], labels: Int[Tensor, " n"] | Bool[Tensor, "n classes"]
@@ -56,7 +58,7 @@ def of_labels(
     recall = _mean_recalls(similarity, labels)
 
     def statistic(drawn: Tensor) -> dict[str, Tensor]:
-        found = [_weighted(similarity, labels, rows) for rows in drawn.split(max(1, (1 << 22) // similarity.numel()))]
+        found = [_weighted(similarity, labels, rows) for rows in drawn.split(max(1, _IN_CACHE // len(labels)))]
         auc, precision = (torch.cat(column).nanmean(dim=1) for column in zip(*found, strict=True))
         return {"roc_auc": auc, "map": precision, "mar": recall[drawn].nanmean(dim=-1)}
 
@@ -98,27 +100,26 @@ def _weighted(
 ) -> tuple[Float64[Tensor, "resamples classes"], Float64[Tensor, "resamples classes"]]:
     """ROC-AUC and average precision of each class, for sounds drawn any number of times; NaN where undefined.
 
-    Sorted once: a resample only changes how often each sound counts. Equally similar sounds are one step of the curve.
+    A curve only bends at the similarities of positive sounds. Those cut all sounds into steps, best first: one of the
+    sounds as similar as a positive one (odd numbers), one of those between two such (even numbers). A resample is
+    scored by how many of its sounds, and how many positive ones, lie on each step.
     """
     n, classes = similarity.shape
     weight = torch.zeros(len(drawn), n, dtype=torch.float64)
     weight.scatter_add_(1, drawn, torch.ones(drawn.shape, dtype=torch.float64))
     auc, precision = (torch.full((len(drawn), classes), torch.nan, dtype=torch.float64) for _ in range(2))
-    place = torch.arange(n)
     for column in range(classes):
-        ordered, order = similarity[:, column].sort(descending=True)
-        new = torch.cat([torch.ones(1, dtype=torch.bool), ordered[1:] != ordered[:-1]])
-        first = place.where(new, torch.zeros(1, dtype=torch.long)).cummax(dim=0).values  # of those equally similar
-        last = torch.cat([new[1:], torch.ones(1, dtype=torch.bool)])
-        last = place.where(last, torch.tensor(n)).flip(0).cummin(dim=0).values.flip(0)
-        hit = positive[order, column]
-        right, wrong = weight[:, order] * hit, weight[:, order] * ~hit  # [resamples, n]
+        distance, hit = -similarity[:, column].contiguous(), positive[:, column]
+        bends = distance[hit].unique()  # in ascending order
+        step = torch.searchsorted(bends, distance) + torch.searchsorted(bends, distance, right=True)
+        every, right = torch.zeros(2, len(drawn), 2 * len(bends) + 1, dtype=torch.float64)
+        every.scatter_add_(1, step.expand_as(weight), weight)
+        right.scatter_add_(1, step[hit].expand(len(drawn), -1), weight[:, hit])
+        wrong = every - right
         found, missed = right.cumsum(dim=1), wrong.cumsum(dim=1)
         hits, misses = found[:, -1], missed[:, -1]
-        before = missed[:, first] - wrong[:, first]
-        ahead = (before + missed[:, last]) / 2
-        auc[:, column] = 1 - (right * ahead).sum(dim=1) / (hits * misses)
-        share = found[:, last] / (found + missed)[:, last].clamp(min=1)
+        auc[:, column] = 1 - (right * (missed - wrong / 2)).sum(dim=1) / (hits * misses)
+        share = found / (found + missed).clamp(min=1)
         precision[:, column] = ((right * share).sum(dim=1) / hits).where(misses > 0, torch.nan)
     return auc, precision
 
