@@ -11,7 +11,7 @@ import antiphon
 
 SOURCE = Path(antiphon.__file__).parent
 ORDER = [  # reading order is data flow: imports only point up this list
-    ("errors", "progress", "options"),
+    ("errors", "progress", "options", "pages"),
     ("remote",),
     ("addresses",),
     ("audio",),

@@ -14,22 +14,6 @@ import numpy as np
 import pytest
 import soundfile
 
-from antiphon import cli
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Run a command in this process; returns (exit status, stdout, stderr)."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["antiphon", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        captured = capsys.readouterr()
-        return stopped.value.code or 0, captured.out, captured.err
-
-    return call
-
 
 def one_line(error: str, *parts: str) -> None:
     lines = [line for line in error.splitlines() if line.startswith("antiphon: ")]

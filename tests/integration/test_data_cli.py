@@ -2,28 +2,10 @@
 
 import csv
 import json
-import sys
 from dataclasses import replace
 
-import pytest
-
-from antiphon import cli
 from antiphon.data import manifest as tables
 from antiphon.data import sets
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Run a command in this process; returns (exit status, stdout, stderr)."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["antiphon", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        captured = capsys.readouterr()
-        return stopped.value.code or 0, captured.out, captured.err
-
-    return call
 
 
 def test_every_set_is_listed_with_its_licence(run):

@@ -8,14 +8,12 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from itertools import groupby, pairwise
-from pathlib import Path
 
 import numpy as np
 
+from antiphon import pages
 from antiphon.data.doctor import KINDS, Examination, Finding, Kind
-from antiphon.errors import DataError, MissingExtraError
 
 _EXAMPLES = 20  # of each kind; all are in findings.csv
 _MOST_BARS = 24
@@ -42,25 +40,15 @@ class Bars:
 
 def write(examination: Examination, path: str | os.PathLike[str], *, title: str = "Data check") -> None:
     """Write the page; it appears complete or not at all. Raises `MissingExtraError` without Jinja2."""
-    try:
-        import jinja2
-    except ImportError as error:
-        raise MissingExtraError("evaluate", "the report") from error
-    source = (files("antiphon.data") / "doctor_report.html.j2").read_text(encoding="utf-8")
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    page = pages.render(
+        "antiphon.data",
+        "doctor_report.html.j2",
+        title=title,
+        facts=facts(examination),
+        sections=sections(examination),
+        distributions=distributions(examination),
     )
-    page = environment.from_string(source).render(
-        title=title, facts=facts(examination), sections=sections(examination), distributions=distributions(examination)
-    )
-    path = Path(path)
-    part = path.with_name(f".{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(page, encoding="utf-8", errors="replace")  # a name may not be valid UTF-8
-        os.replace(part, path)
-    except OSError as error:
-        raise DataError(f"cannot write {path}: {error.strerror or error}; choose another place") from error
+    pages.write(page, path)
 
 
 def facts(examination: Examination) -> list[tuple[str, str]]:

@@ -11,11 +11,9 @@ untrusted and escaped by the template; none enters a plot, whose legends are HTM
 """
 
 import math
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +22,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from antiphon.errors import DataError, MissingExtraError
+from antiphon import pages
+from antiphon.errors import MissingExtraError
 from antiphon.evaluation import plots
 from antiphon.evaluation.players import player, short
 
@@ -244,15 +243,12 @@ def write(report: Report, path: str | Path) -> Path:
     without matplotlib or Jinja2, `DataError` where nothing can be written.
     """
     try:
-        import jinja2
         import matplotlib  # noqa: F401  (asked for here, so that a missing extra is known before any work)
     except ImportError as error:
         raise MissingExtraError("evaluate", "the report") from error
-    source = (files("antiphon.evaluation") / "report.html.j2").read_text(encoding="utf-8")
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    page = environment.from_string(source).render(
+    page = pages.render(
+        "antiphon.evaluation",
+        "report.html.j2",
         report=report,
         retrieval=_retrieval(report.retrieval),
         tables=_tables(report.tables),
@@ -267,15 +263,7 @@ def write(report: Report, path: str | Path) -> Path:
         shown=shown,
         plain=_plain,
     )
-    path = Path(path)
-    part = path.with_name(f".{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(page, encoding="utf-8", errors="replace")  # a name may not be valid UTF-8
-        os.replace(part, path)
-    except OSError as error:
-        raise DataError(f"cannot write '{path}': {error.strerror or error}; choose another place") from error
-    return path
+    return pages.write(page, path)
 
 
 def _retrieval(rows: Sequence[RetrievalRow]) -> list[dict[str, Any]]:
