@@ -20,7 +20,7 @@ from checkpoints.clap import laion_state, random_clap, sound
 from encoders.test_weights import call, canary, crafted, text_of, torch_legacy, torch_zip  # noqa: F401
 from encoders.toys import write_tokenizer
 
-from .test_cli import one_line, run  # noqa: F401
+from .test_cli import one_line
 from .test_load import RATE, ROBERTA, TEXTS, clap, laion_pt, write_panns, write_words
 
 
