@@ -435,7 +435,7 @@ def broken(tmp_path, state, folder) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("name", ["resnet", "nan", "missing", "cut", "nowhere", "heads", "hub"])
-def test_every_command_says_it_in_one_line(run, broken, name, synthetic_table, tmp_path):  # noqa: F811
+def test_every_command_says_it_in_one_line(run, broken, name, synthetic_table, tmp_path):
     sounds = tmp_path / "sounds"
     sounds.mkdir()
     soundfile.write(sounds / "a.wav", sound(0.5), RATE)
@@ -450,7 +450,7 @@ def test_every_command_says_it_in_one_line(run, broken, name, synthetic_table, t
         assert not (tmp_path / "library").exists()
 
 
-def test_words_without_a_tokenizer(run, state, tmp_path):  # noqa: F811
+def test_words_without_a_tokenizer(run, state, tmp_path):
     """Sounds can be indexed; words are one line, and so is evaluating with them."""
     laion_pt(tmp_path / "best.pt", state)
     sounds = tmp_path / "sounds"
@@ -473,7 +473,7 @@ def test_words_without_a_tokenizer(run, state, tmp_path):  # noqa: F811
     assert [Path(hit["path"]).name for hit in json.loads(out)] == ["b.wav"]
 
 
-def test_an_encoder_alone_has_no_words(run, synthetic_table, tmp_path):  # noqa: F811
+def test_an_encoder_alone_has_no_words(run, synthetic_table, tmp_path):
     write_panns(tmp_path)
     status, _, err = run("evaluate", tmp_path / "model.ckpt", "--data", synthetic_table)
     assert status == 1
