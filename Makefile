@@ -8,11 +8,11 @@ BIN := $(VENV)/bin
 demo: $(VENV)/.done  ## the whole story, offline, in minutes: data, training, evaluation, library, search, report
 	$(BIN)/antiphon demo --out demo
 
-test: $(VENV)/.done  ## all tests
-	$(BIN)/python -m pytest -q
+test: $(VENV)/.done  ## all tests, in two processes; a file's tests stay together
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 test-fast: $(VENV)/.done  ## without the slow ones
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow"
 
 check: $(VENV)/.done  ## what CI runs: format, lint, types, tests
 	$(BIN)/ruff format --check .
