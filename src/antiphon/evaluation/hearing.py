@@ -1,16 +1,18 @@
 """A manifest's sounds in the joint space, where every task begins. What cannot be read is left out and listed."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional as F
 
 from antiphon import audio
 from antiphon.data.manifest import Manifest
 from antiphon.data.pairs import Pair
-from antiphon.encoding import Failed, embed_files
+from antiphon.encoding import Failed, embed_files, embed_sounds
 from antiphon.errors import AudioError, DataError
 from antiphon.model import DualEncoder
 from antiphon.progress import bar
@@ -58,18 +60,25 @@ def hear(
     return Heard(pairs=pairs, audio=stacked, failed=failed)
 
 
-def _vectors(model: DualEncoder, manifest: Manifest) -> Iterator[Tensor | str]:
-    """Each pair's embedding, or why there is none. Whole files stream through full batches; parts are cut first."""
-    if all(pair.start_seconds is None and pair.end_seconds is None and "://" not in pair.audio for pair in manifest):
-        for found in embed_files(model, (pair.audio for pair in manifest)):
-            yield found.reason if isinstance(found, Failed) else torch.from_numpy(found.mean)
+def windows_of(
+    model: DualEncoder, sounds: Manifest | Sequence[Pair]
+) -> Iterator[Float[np.ndarray, "windows dim"] | str]:
+    """Each sound's embeddings by window, or why there are none. Whole files stream in full batches; parts are cut."""
+    if all(pair.start_seconds is None and pair.end_seconds is None and "://" not in pair.audio for pair in sounds):
+        for found in embed_files(model, (pair.audio for pair in sounds)):
+            yield found.reason if isinstance(found, Failed) else found.vectors
         return
-    for pair in manifest:
+    for pair in sounds:
         start = pair.start_seconds or 0.0
         seconds = None if pair.end_seconds is None else pair.end_seconds - start
         try:
-            wave, rate = audio.read(pair.audio, start_seconds=start, seconds=seconds)
+            sound = audio.read(pair.audio, start_seconds=start, seconds=seconds)
+            yield next(iter(embed_sounds(model, [sound])))
         except AudioError as error:
             yield str(error)
-        else:
-            yield model.encode_audio(wave, sample_rate=rate)[0]
+
+
+def _vectors(model: DualEncoder, manifest: Manifest) -> Iterator[Tensor | str]:
+    """Each pair's embedding, the normalised mean of its windows', or why there is none."""
+    for found in windows_of(model, manifest):
+        yield found if isinstance(found, str) else F.normalize(torch.from_numpy(found).sum(dim=0), dim=0)

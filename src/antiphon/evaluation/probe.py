@@ -8,7 +8,7 @@ manifest -> sounds -> features [sounds dim] ────────────
          -> labels or tags -> classes, parts of sounds (`parts`) ┴> scaled by train -> head (`small_heads`) -> test
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -18,14 +18,13 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from antiphon import audio, metrics
+from antiphon import metrics
 from antiphon.data.manifest import Manifest
 from antiphon.data.pairs import Pair
-from antiphon.encoding import Failed, embed_files, embed_sounds
-from antiphon.errors import AudioError, OptionError
+from antiphon.errors import OptionError
 from antiphon.evaluation.classes import Kind, by_class, kind_of, left_out, of_pair
 from antiphon.evaluation.classes import chance as chance_of
-from antiphon.evaluation.hearing import Heard, hear
+from antiphon.evaluation.hearing import Heard, hear, windows_of
 from antiphon.evaluation.parts import Problem, named, problem, require_test, rows_where, sounds_of_each
 from antiphon.evaluation.results import RESAMPLES, Measured, Result, measured
 from antiphon.evaluation.small_heads import fit_logistic, fit_mlp, linear, logistic, standardised
@@ -162,22 +161,10 @@ def evaluate(
     )
 
 
-def represent(model: DualEncoder, pairs: Iterable[Pair]) -> Iterator[Tensor | str]:
+def represent(model: DualEncoder, sounds: Manifest | Sequence[Pair]) -> Iterator[Tensor | str]:
     """Each sound's representation `[audio_dim]`, the mean over its windows, or why there is none."""
-    tower, pairs = Tower(model), list(pairs)
-    if all(pair.start_seconds is None and pair.end_seconds is None and "://" not in pair.audio for pair in pairs):
-        for found in embed_files(tower, [pair.audio for pair in pairs]):
-            yield found.reason if isinstance(found, Failed) else torch.from_numpy(found.vectors).mean(dim=0)
-        return
-    for pair in pairs:
-        start = pair.start_seconds or 0.0
-        seconds = None if pair.end_seconds is None else pair.end_seconds - start
-        try:
-            sound = audio.read(pair.audio, start_seconds=start, seconds=seconds)
-        except AudioError as error:
-            yield str(error)
-        else:
-            yield torch.from_numpy(next(iter(embed_sounds(tower, [sound])))).mean(dim=0)
+    for found in windows_of(Tower(model), sounds):
+        yield found if isinstance(found, str) else torch.from_numpy(found).mean(dim=0)
 
 
 # Results
