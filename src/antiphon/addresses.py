@@ -57,10 +57,24 @@ def parted(address: str) -> tuple[str, str] | None:
     return address[:at], address[at + 1 :]
 
 
+def here(path: str) -> str:
+    """A path as it is; of a URL the path of its copy, fetched if there is none (`remote.local`)."""
+    return remote.local(path) if remote.is_url(path) else path
+
+
 def file_of(address: str) -> str:
-    """The file that an address is, or lies in."""
+    """The file that an address is, or lies in; of one afar its copy."""
     parts = split(address)
-    return address if parts is None else parts[0]
+    return here(address) if parts is None else parts[0]
+
+
+def stamp(address: str) -> tuple[int, int] | None:
+    """Size in bytes and time of change in ns of the file that an address is or lies in; None where it isn't reached."""
+    try:
+        status = os.stat(file_of(address))
+    except (OSError, ValueError, AudioError):  # ValueError: a NUL in the name
+        return None
+    return status.st_size, status.st_mtime_ns
 
 
 def content(address: str) -> bytes:

@@ -189,7 +189,7 @@ def digest(path: AudioPath) -> bytes:
     """SHA-256 (32 bytes) of a sound as it is stored: of the file, or of its part that an address means."""
     text = os.fsdecode(path)
     source, layout = _source(text)
-    with source if isinstance(source, io.IOBase) else open(text, "rb") as file:
+    with source if isinstance(source, io.IOBase) else open(source, "rb") as file:
         content = hashlib.file_digest(file, "sha256")  # type: ignore[arg-type]  # an IOBase that reads
     content.update(json.dumps(layout).encode() if layout else b"")
     return content.digest()
@@ -293,14 +293,14 @@ def _source(text: str) -> tuple[bytes | str | io.IOBase, dict[str, Any]]:
 
     That is the file's name, or a stream of the part of the file that an address means.
     """
-    file, part = addresses.split(text) or (text, "")
+    file, part = addresses.split(text) or (addresses.here(text), "")
     _check_file(text, file)
     if file.lower().endswith(".npy"):
         return _array(text, file, part)
     if part:
         return io.BytesIO(addresses.content(text)), {}
     # as bytes, because names in old libraries are not always valid UTF-8
-    return os.fsencode(text) if os.name == "posix" else text, {}
+    return os.fsencode(file) if os.name == "posix" else file, {}
 
 
 def _array(text: str, file: str, part: str) -> tuple[io.IOBase, dict[str, Any]]:

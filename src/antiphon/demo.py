@@ -8,6 +8,7 @@ Each step goes on where a killed one stopped.
 import csv
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from antiphon import metrics, train
 from antiphon.data import manifest as tables
@@ -96,7 +97,7 @@ def _search(best: Trained, test: Manifest, folder: Path) -> list[report.SearchRe
     example = test[0].audio
     library = Library.open_or_create(folder, model=best.model, root=Path(example).parent)
     library.add([pair.audio for pair in test if pair.audio not in library], model=best.model)
-    queries: list[tuple[str | Path, dict[str, str]]] = [(words, {"words": words}) for words in SEARCHES]
+    queries: list[tuple[str | Path, dict[str, Any]]] = [(words, {"words": words}) for words in SEARCHES]
     queries.append((Path(example), {"like": example}))
     return [
         report.SearchResult(

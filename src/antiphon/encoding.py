@@ -6,29 +6,33 @@ most two batches of decoded clips wait, however many or long the files. `embed_f
 `embed_sounds` raises what is wrong with it.
 """
 
+import os
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from antiphon import addresses, audio, tags, waveform
 from antiphon.errors import AudioError
 from antiphon.windows import Policy, Window
 
 Clip = np.ndarray
 """What a model hears at once: `[samples]`, or a fused model's `[views frames mels]` of a longer sound."""
 
-Sound = Path | tuple[np.ndarray, int]
-"""A file, or a mono wave with its rate in Hz."""
+Sound = str | Path | tuple[np.ndarray, int]
+"""A file or an address (`addresses`), or a mono wave with its rate in Hz."""
 
-READERS = 2  # a 10 s clip decodes in 4-30 ms, less than any encoder needs for it: two threads keep one model fed
+# A 10 s clip decodes in 4-30 ms, less than any encoder needs for it on a CPU: two threads keep one model fed. A GPU
+# that hears a thousand clips a second needs as many as there are cores.
+READERS = min(16, max(2, os.cpu_count() or 2))
 BULK = 1024  # sounds from which on compiling the model pays for itself
 
 
@@ -83,14 +87,24 @@ class EmbeddingModel(Protocol):
 
 
 @dataclass(frozen=True)
+class Facts:
+    """What else a library keeps of a sound: its content's SHA-256, its tags, and its outline for each window."""
+
+    digest: bytes = b""
+    tags: Mapping[str, str | float] = field(default_factory=dict)
+    peaks: UInt8[np.ndarray, "windows 64"] | None = None  # None: the model hears no waves
+
+
+@dataclass(frozen=True)
 class Embedded:
     """A sound's embeddings: row i of `vectors` belongs to `windows[i]`; size in bytes and mtime as read."""
 
-    path: Path
+    path: str  # as given
     size: int
     mtime_ns: int
     windows: list[Window]
     vectors: Float[np.ndarray, "windows dim"]
+    facts: Facts = field(default_factory=Facts)
 
     @property
     def mean(self) -> Float[np.ndarray, " dim"]:
@@ -103,20 +117,27 @@ class Embedded:
 class Failed:
     """A file that could not be embedded, and why, in one line."""
 
-    path: Path
+    path: str
     reason: str
 
 
 def embed_files(
-    model: EmbeddingModel, paths: Iterable[str | Path], *, batch_size: int = 16
+    model: EmbeddingModel, paths: Iterable[str | Path], *, batch_size: int = 16, facts: bool = False
 ) -> Iterator[Embedded | Failed]:
     """Embed every window of every file, `batch_size` clips at a time; results come in the order of `paths`.
 
+    With `facts` also what a library keeps beside the embeddings, which costs a second reading of the file's bytes.
     A file that cannot be read comes out as `Failed`; any other exception (the model's, say) is raised.
     Raises `ValueError` for a `batch_size` below 1.
     """
-    drafts = _embedded(model, map(Path, paths), batch_size=batch_size, policy="all", bulk=_is_bulk(paths))
-    return (draft.result() for draft in drafts)
+    drafts = _embedded(model, paths, batch_size=batch_size, policy="all", bulk=_is_bulk(paths), facts=facts)
+    return _results(drafts)
+
+
+def _results(drafts: Iterator["_Draft"]) -> Iterator[Embedded | Failed]:
+    with closing(drafts):  # type: ignore[type-var]  # a generator: its threads end when this one does
+        for draft in drafts:
+            yield draft.result()
 
 
 def embed_sounds(
@@ -143,6 +164,10 @@ class _Draft:
     vectors: list[np.ndarray] = field(default_factory=list)
     size: int = 0
     mtime_ns: int = 0
+    facts: bool = False  # whether they are asked for
+    digest: bytes = b""
+    tags: Mapping[str, str | float] = field(default_factory=dict)
+    peaks: list[np.ndarray] = field(default_factory=list)
     error: AudioError | OSError | None = None
     read: bool = False
 
@@ -155,32 +180,39 @@ class _Draft:
         if self.error is None and not self.vectors:
             self.error = AudioError("no samples in it")
         if self.error is None and not all(np.isfinite(vector).all() for vector in self.vectors):
-            what = f"'{self.sound}'" if isinstance(self.sound, Path) else "a sound"
+            what = "a sound" if isinstance(self.sound, tuple) else f"'{self.sound}'"
             self.error = AudioError(f"the model's embedding of {what} is not finite (NaN or infinite)")
         return self
 
     def result(self) -> Embedded | Failed:
-        path = self.sound if isinstance(self.sound, Path) else Path()
+        path = "" if isinstance(self.sound, tuple) else os.fspath(self.sound)
         if self.error is not None:
             return Failed(path, " ".join(str(self.error).split()) or type(self.error).__name__)
-        return Embedded(path, self.size, self.mtime_ns, self.windows, np.stack(self.vectors))
+        facts = Facts(self.digest, self.tags, np.stack(self.peaks) if self.peaks else None)
+        return Embedded(path, self.size, self.mtime_ns, self.windows, np.stack(self.vectors), facts)
 
 
 def _embedded(
-    model: EmbeddingModel, sounds: Iterable[Sound], *, batch_size: int, policy: Policy, bulk: bool
+    model: EmbeddingModel,
+    sounds: Iterable[Sound],
+    *,
+    batch_size: int,
+    policy: Policy,
+    bulk: bool,
+    facts: bool = False,
 ) -> Iterator[_Draft]:
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: must be 1 or more")
-    return _stream(model, sounds, batch_size, policy, bulk)
+    return _stream(model, (_Draft(sound, facts=facts) for sound in sounds), batch_size, policy, bulk)
 
 
 def _stream(
-    model: EmbeddingModel, sounds: Iterable[Sound], batch_size: int, policy: Policy, bulk: bool
+    model: EmbeddingModel, asked: Iterable[_Draft], batch_size: int, policy: Policy, bulk: bool
 ) -> Iterator[_Draft]:
     waiting: deque[_Draft] = deque()
     batch: list[tuple[_Draft, Clip]] = []
     ahead = _Ahead(batch_size)
-    with closing(_drafts(model, sounds, ahead, policy)) as drafts:
+    with closing(_drafts(model, asked, ahead, policy)) as drafts:
         for draft in drafts:
             waiting.append(draft)
             for window, clip in ahead.clips(draft):
@@ -212,14 +244,13 @@ def _finished(waiting: deque[_Draft]) -> Iterator[_Draft]:
 
 
 def _drafts(
-    model: EmbeddingModel, sounds: Iterable[Sound], ahead: "_Ahead", policy: Policy
+    model: EmbeddingModel, asked: Iterable[_Draft], ahead: "_Ahead", policy: Policy
 ) -> Generator[_Draft, None, None]:
     """Sounds in order, each handed to the reader threads a batch's worth of sounds before it is needed."""
     pool = ThreadPoolExecutor(READERS, thread_name_prefix="antiphon-read")
     started: deque[_Draft] = deque()
     try:
-        for sound in sounds:
-            draft = _Draft(sound)
+        for draft in asked:
             pool.submit(_read, model, draft, policy, ahead.put)
             started.append(draft)
             if len(started) > ahead.batch_size:
@@ -233,12 +264,16 @@ def _drafts(
 def _read(model: EmbeddingModel, draft: _Draft, policy: Policy, put: Callable[[_Draft, Any], bool]) -> None:
     end: Exception | None = None
     try:
-        if isinstance(draft.sound, Path):
-            # Before decoding: a file that changes meanwhile differs from its row and is embedded again next time.
-            with suppress(OSError, ValueError):  # what is wrong with it, reading says better
-                stat = draft.sound.stat()
-                draft.size, draft.mtime_ns = stat.st_size, stat.st_mtime_ns
+        if not isinstance(draft.sound, tuple):
+            # Before decoding: a file that changes meanwhile differs from its row and is embedded again next time. Where
+            # there is none, reading says better what is wrong.
+            draft.size, draft.mtime_ns = addresses.stamp(os.fspath(draft.sound)) or (0, 0)
+            if draft.facts:
+                draft.digest, draft.tags = audio.digest(draft.sound), tags.read(draft.sound)
         for window, clip in model.clips(draft.sound, policy=policy):
+            if draft.facts and clip.ndim == 1:
+                heard = round((window.end_seconds - window.start_seconds) * model.sample_rate)
+                draft.peaks.append(waveform.peaks(clip[:heard]))  # the rest of a clip repeats or is silent
             if not put(draft, (window, clip)):
                 return
     except Exception as error:

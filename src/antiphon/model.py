@@ -242,7 +242,7 @@ class DualEncoder(nn.Module):
         A fused model hears a longer sound in one window, as the mel views that its encoder fuses; of a file, all is in
         memory for that moment.
         """
-        path, rate = (sound, None) if isinstance(sound, Path) else sound
+        path, rate = sound if isinstance(sound, tuple) else (sound, None)
         if self.fused and policy == "all":
             wave = _resampled(path, rate, self.sample_rate)
             if len(wave) >= self.clip_samples + self.audio_encoder.log_mel.hop:  # type: ignore[attr-defined]
@@ -678,10 +678,10 @@ def _part(kind: str, values: Mapping[str, Any], **extra: Any) -> Any:
 def _checked(sound: Any, sample_rate: int | None) -> Source:
     """A user's sound: a path, or an array that looks like no mistake."""
     if isinstance(sound, (str, os.PathLike)):
-        return Path(sound)
+        return os.fspath(sound)
     return sounds_io.check_wave(sound, sample_rate), sounds_io.check_rate(sample_rate)
 
 
-def _resampled(sound: Path | np.ndarray, rate: int | None, target_rate: int) -> np.ndarray:
-    wave, own_rate = sounds_io.read(sound) if isinstance(sound, Path) else (sound, sounds_io.check_rate(rate))
+def _resampled(sound: str | Path | np.ndarray, rate: int | None, target_rate: int) -> np.ndarray:
+    wave, own_rate = (sound, sounds_io.check_rate(rate)) if isinstance(sound, np.ndarray) else sounds_io.read(sound)
     return sounds_io.resample(wave, source_rate=own_rate, target_rate=target_rate)

@@ -25,6 +25,7 @@ app.add_typer(models.app)
 app.add_typer(data.app, name="data")
 app.add_typer(data.alone)
 app.add_typer(libraries.app)
+app.add_typer(libraries.manage, name="library")
 _debug = False
 
 

@@ -97,11 +97,15 @@ def split_name(name: str | None) -> str | None:
 
 def read_text(file: Path, named: Named) -> Table:
     """A CSV, TSV, JSON or JSONL file in UTF-8; `DataError` with the place of a fault."""
+    return make_table(str(file), *text_rows(file, named), named)
+
+
+def text_rows(file: Path, named: Named) -> tuple[list[str], Iterable[Row]]:
+    """The columns' names and the rows of a CSV, TSV, JSON or JSONL file in UTF-8, whatever they mean."""
     text = _decode(file, file.read_bytes())
     if not text.strip():
         raise DataError(f"{file} is empty; a manifest needs a row per sound with an audio path and a caption")
-    names, rows = _json_rows(file, text) if text.lstrip()[0] in "[{" else _csv_rows(file, text, named)
-    return make_table(str(file), names, rows, named)
+    return _json_rows(file, text) if text.lstrip()[0] in "[{" else _csv_rows(file, text, named)
 
 
 def make_table(source: str, names: list[str], rows: Iterable[Row], named: Named) -> Table:
@@ -300,6 +304,17 @@ def read_parquet(file: Path, named: Named, *, name: str | None = None) -> tuple[
         if column in table.column_names:
             table = _named_classes(table, column, names)
     return replace(made, columns=columns, rows=_parquet_rows(table)), table
+
+
+def plain_rows(file: Path) -> tuple[list[str], Iterable[Row]]:
+    """The columns and rows of a Parquet or Arrow file, without those that hold bytes or structures."""
+    try:
+        schema = pq.read_schema(file) if is_parquet(file) else map_arrow(file)[0].schema
+        plain = [one.name for one in schema if not _is_bulky(one.type)]
+        table = pq.read_table(file, columns=plain) if is_parquet(file) else map_arrow(file)[0].select(plain)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{file} is damaged: {str(error).splitlines()[0]}; write or fetch it again") from error
+    return table.column_names, _parquet_rows(table)
 
 
 def _is_audio(kind: pa.DataType) -> bool:

@@ -64,7 +64,7 @@ def windows_of(
     model: DualEncoder, sounds: Manifest | Sequence[Pair]
 ) -> Iterator[Float[np.ndarray, "windows dim"] | str]:
     """Each sound's embeddings by window, or why there are none. Whole files stream in full batches; parts are cut."""
-    if all(pair.start_seconds is None and pair.end_seconds is None and "://" not in pair.audio for pair in sounds):
+    if all(pair.start_seconds is None and pair.end_seconds is None for pair in sounds):
         for found in embed_files(model, (pair.audio for pair in sounds)):
             yield found.reason if isinstance(found, Failed) else found.vectors
         return

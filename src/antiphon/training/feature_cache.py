@@ -301,12 +301,12 @@ class _Ear(DualEncoder):
         self.parts: dict[Path, list[Part]] = {}
         self.failed: dict[Part, str] = {}
         self.before_batch: Callable[[], None] = lambda: None
-        self._heard: dict[Path, list[tuple[Part, list[Window]]]] = {}
+        self._heard: dict[str, list[tuple[Part, list[Window]]]] = {}
 
     def clips(self, sound: Sound, *, policy: Policy) -> Iterator[tuple[Window, Clip]]:
         """The windows of the file's parts, each counted from its part's start."""
         assert isinstance(sound, Path)
-        heard = self._heard[sound] = []
+        heard = self._heard[str(sound)] = []
         for part in self.parts[sound]:
             try:
                 source = _cut(sound, part)

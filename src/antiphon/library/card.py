@@ -1,15 +1,15 @@
 """The card of a library, `library.json`: which model made it, and when, so that no other model goes on with it."""
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 
+from antiphon import remote
 from antiphon.encoding import EmbeddingModel
 from antiphon.errors import LibraryError
+from antiphon.remote import Place
 
-FORMAT = 1
+FORMAT = 2
 CARD_FILE = "library.json"
 
 
@@ -27,7 +27,7 @@ class Card:
     created: str  # ISO 8601, UTC
 
     @classmethod
-    def of(cls, model: EmbeddingModel, *, root: Path) -> "Card":
+    def of(cls, model: EmbeddingModel, *, root: str) -> "Card":
         """The card of a library that `model` makes now of the sounds in `root`."""
         return cls(
             format=FORMAT,
@@ -36,16 +36,17 @@ class Card:
             dim=model.dim,
             space=model.space,
             clip_seconds=model.clip_seconds,
-            root=str(root),
+            root=root,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
         )
 
     @classmethod
-    def read(cls, folder: Path) -> "Card":
+    def read(cls, folder: str) -> "Card":
         """The card in `folder`. Raises `LibraryError` if there is none or its format is not known."""
-        path = folder / CARD_FILE
+        path = f"{folder}/{CARD_FILE}"
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
+            files, place = remote.filesystem(path)
+            values = json.loads(files.cat_file(place).decode())
             found = values["format"]
             card = cls(**values) if found == FORMAT else None
         except (FileNotFoundError, NotADirectoryError) as error:
@@ -62,13 +63,7 @@ class Card:
             )
         return card
 
-    def write(self, folder: Path) -> None:
+    def write(self, folder: str) -> None:
         """Put the card into `folder`: whole, once it is on disk, or not at all."""
-        path = folder / CARD_FILE
-        part = path.with_name(f".{path.name}.part")
-        with part.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-            json.dump(asdict(self), file, indent=2, ensure_ascii=False)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
+        text = json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
+        Place(folder).write(CARD_FILE, text.encode(errors="surrogateescape"))
