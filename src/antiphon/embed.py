@@ -31,10 +31,8 @@ class Plan:
     @property
     def root(self) -> str:
         """The folder that all of it lies in, as far as there is one."""
-        if self.folders:
-            return os.path.commonpath(self.folders)
-        here = [path for path in self.sounds if not remote.is_url(path)]
-        return os.path.dirname(os.path.commonpath([here[0], here[-1]]) if len(here) > 1 else here[0]) if here else ""
+        files = {(addresses.parted(path) or (path,))[0] for path in self.sounds if not remote.is_url(path)}
+        return os.path.commonpath([*self.folders, *map(os.path.dirname, files)]) if files else ""
 
     def kinds(self) -> dict[str, type]:
         """The manifest's columns, each of `float` or `str`."""
@@ -53,7 +51,7 @@ def plan(inputs: str | Path | Iterable[str | Path]) -> Plan:
     for one in [inputs] if isinstance(inputs, str | Path) else inputs:
         text = os.fspath(one)
         if os.path.isdir(text) and (found := find_sounds(text)):
-            folders.append(os.path.realpath(text))
+            folders.append(os.path.abspath(text))
             sounds |= dict.fromkeys(str(Path(os.path.abspath(path))) for path in found)
         elif addresses.parted(text) is not None or Path(text).suffix.lower() in AUDIO_SUFFIXES:
             sounds[text if remote.is_url(text) else os.path.abspath(text)] = None
@@ -68,7 +66,7 @@ def plan(inputs: str | Path | Iterable[str | Path]) -> Plan:
 
 
 def _of_manifest(text: str) -> dict[str, dict[str, Any]]:
-    if os.path.isdir(text) and not any(os.scandir(text)):
+    if os.path.isdir(text) and not os.listdir(text):
         raise DataError(_no_sounds(text))
     if (listed := listing.read(text)) is not None:
         return listed
@@ -97,13 +95,18 @@ def _of_manifest(text: str) -> dict[str, dict[str, Any]]:
 
 def _of_tar(tar: str, error: DataError) -> dict[str, dict[str, Any]]:
     """The sounds of a tar without words."""
+    place = tar if remote.is_url(tar) else os.path.abspath(tar)
     try:
-        names = [name for name in addresses.members(tar) if Path(name).suffix.lower() in AUDIO_SUFFIXES]
+        names = [
+            name
+            for name in addresses.members(addresses.here(tar), name=tar)
+            if Path(name).suffix.lower() in AUDIO_SUFFIXES
+        ]
     except AudioError as damaged:
         raise DataError(str(damaged)) from damaged
     if not names:
         raise error
-    return {f"{os.path.abspath(tar)}#{name}": {} for name in names}
+    return {f"{place}#{name}": {} for name in names}
 
 
 def _no_sounds(folder: str) -> str:

@@ -5,6 +5,7 @@ it comes. On Ray (Moritz et al., 2018; Ray Data's actor pool) every worker loads
 there are none, one per core; paths must mean the same file on every machine.
 """
 
+import logging
 import os
 import pickle
 from collections.abc import Callable, Iterator, Sequence
@@ -45,32 +46,35 @@ def _on_ray(ray: Any, model: EmbeddingModel, paths: Sequence[str], batch_size: i
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         address = os.environ.get("RAY_ADDRESS")
         ray.init(address=address, include_dashboard=False if address is None else None, logging_level="ERROR")
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what it has to say is raised
     try:
         ray.data.DataContext.get_current().enable_progress_bars = False
         gpus, cores = (int(ray.cluster_resources().get(kind, 0)) for kind in ("GPU", "CPU"))
-        portions = -(-len(paths) // _FILES_AT_ONCE)
-        table = pa.table({"path": pa.array(paths, pa.string())})
-        results = (
-            ray.data.from_arrow(table)
-            .repartition(portions)
-            .map_batches(
-                _Worker,
-                fn_constructor_kwargs={
-                    "source": model.source,
-                    "fingerprint": model.fingerprint(),
-                    "batch_size": batch_size,
-                    "device": "cuda" if gpus else "cpu",
-                },
-                batch_size=_FILES_AT_ONCE,
-                batch_format="pyarrow",
-                concurrency=max(1, min(gpus or cores, portions)),
-                num_cpus=1,
-                num_gpus=1 if gpus else 0,
-            )
+        # Cut here: a task of Ray's that did it would wait for ever for a core, which the workers hold.
+        portions = [
+            pa.table({"path": pa.array(paths[first : first + _FILES_AT_ONCE], pa.string())})
+            for first in range(0, len(paths), _FILES_AT_ONCE)
+        ]
+        results = ray.data.from_arrow(portions).map_batches(
+            _Worker,
+            fn_constructor_kwargs={
+                "source": model.source,
+                "fingerprint": model.fingerprint(),
+                "batch_size": batch_size,
+                "device": "cuda" if gpus else "cpu",
+            },
+            batch_size=None,
+            batch_format="pyarrow",
+            compute=ray.data.ActorPoolStrategy(size=max(1, min(gpus or cores, len(portions)))),
+            num_cpus=1,
+            num_gpus=1 if gpus else 0,
         )
         for batch in results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
             for one in batch["result"]:
                 yield pickle.loads(one.as_py())
+    except ray.exceptions.RayError as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        raise LibraryError(f"Ray's workers stopped ({reason}): mend that and run again, it goes on there") from error
     finally:
         if started:
             ray.shutdown()

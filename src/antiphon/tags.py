@@ -1,6 +1,6 @@
 """What a sound file says of itself: title, artist, album, genre, tempo ... -> one flat mapping.
 
-mutagen reads ID3 (MP3, AIFF, and WAV that carry it), Vorbis comments (FLAC, Ogg, Opus) and the other containers' own;
+mutagen reads ID3 (MP3, AIFF, and WAV that carry it) and Vorbis comments (FLAC, Ogg, Opus);
 what only a RIFF INFO list says (most sample packs' WAV), libsndfile reads. Tempo is also looked for in a WAV's `acid`
 chunk, where loop libraries keep it. A file without tags, or with broken ones, has none: tags never make a sound fail.
 """
@@ -33,7 +33,7 @@ _NAMES = {  # how Vorbis comments and ID3's frames call them, lower-case
 }
 _SNDFILE = ("title", "artist", "album", "genre", "comment")  # libsndfile's strings; its date is often the file's
 _LONGEST = 500  # letters; some comments hold whole web pages
-_HEAD = 1 << 16  # bytes of a WAV in which an `acid` chunk is looked for
+_CHUNKS = 100  # of a WAV that are looked at
 
 
 def read(sound: str | os.PathLike[str]) -> dict[str, str | float]:
@@ -64,20 +64,21 @@ def _told(tags: Any) -> dict[str, str | float]:
     cells: dict[str, Any] = {}
     for name, value in tags.items() if isinstance(tags, Mapping) or hasattr(tags, "items") else tags:
         key = str(name).lower()
-        cells.setdefault(key.split(":")[0].strip("©"), value)
+        if key.startswith("comm:itun"):  # figures of iTunes' own, no words
+            continue
+        cells.setdefault(key.split(":")[0], value)
         if key.startswith("txxx:"):  # ID3's own words for what it has no frame for
             cells.setdefault(key.removeprefix("txxx:"), value)
     found: dict[str, str | float] = {}
     for name, names in _NAMES.items():
-        value = next((cells[key] for key in names if key in cells), None)
-        cell = _text(value) if name in TEXTS else _number(value)
-        if cell:
+        told = (_text(cells.get(key)) if name in TEXTS else _number(cells.get(key)) for key in names)
+        if cell := next((cell for cell in told if cell), None):
             found[name] = cell
     return found
 
 
 def _text(value: Any) -> str:
-    listed = getattr(value, "text", value)
+    listed = getattr(value, "genres", getattr(value, "text", value))  # ID3 has numbers for some genres
     if isinstance(listed, list | tuple):
         listed = ", ".join(str(one) for one in listed)
     words = " ".join(str("" if listed is None else listed).replace("\0", " ").split())
@@ -91,22 +92,30 @@ def _number(value: Any) -> float | None:
 
 
 def _riff(source: str | io.BytesIO) -> dict[str, str | float]:
-    if isinstance(source, io.BytesIO):
-        head = source.getvalue()[:_HEAD]
-    else:
-        with open(source, "rb") as file:
-            head = file.read(_HEAD)
-    if head[:4] not in (b"RIFF", b"RF64") or head[8:12] != b"WAVE":
-        return {}
-    found: dict[str, str | float] = {}
-    at = head.find(b"acid\x18\0\0\0")  # then flags, root note, two unknown, beats, meter twice, tempo
-    if at >= 0 and len(head) >= at + 32:
-        tempo = struct.unpack_from("<f", head, at + 28)[0]
-        if 20 <= tempo <= 999:
-            found["bpm"] = round(float(tempo), 2)
+    with io.BytesIO(source.getvalue()) if isinstance(source, io.BytesIO) else open(source, "rb") as file:
+        head = file.read(12)
+        if head[:4] not in (b"RIFF", b"RF64") or head[8:] != b"WAVE":
+            return {}
+        tempo = _acid_tempo(file)
+    found: dict[str, str | float] = {} if tempo is None else {"bpm": tempo}
     try:
-        with soundfile.SoundFile(source) as file:
-            found |= {name: text for name in _SNDFILE if (text := _text(getattr(file, name, "")))}
+        with soundfile.SoundFile(source) as sound:
+            found |= {name: text for name in _SNDFILE if (text := _text(getattr(sound, name, "")))}
     except (soundfile.SoundFileError, RuntimeError, TypeError, ValueError):
         pass
     return found
+
+
+def _acid_tempo(file: io.BufferedIOBase) -> float | None:
+    """The tempo in the `acid` chunk of a WAV that is read from its first chunk on; it often stands after the sound."""
+    for _ in range(_CHUNKS):
+        head = file.read(8)
+        if len(head) < 8:
+            break
+        name, size = struct.unpack("<4sI", head)
+        if name == b"acid":  # flags, root note, two unknown, beats, meter twice, tempo
+            body = file.read(24)
+            tempo = struct.unpack_from("<f", body, 20)[0] if len(body) == 24 else 0.0
+            return round(tempo, 2) if 20 <= tempo <= 999 else None
+        file.seek(size + size % 2, os.SEEK_CUR)
+    return None

@@ -21,9 +21,9 @@ def joined(
     """One outline of `points` from those of windows that start and end at `spans` (seconds) and may overlap."""
     bins = peaks.shape[1]
     starts, lengths = spans[:, :1], np.diff(spans, axis=1)
-    middles = (starts + lengths * (np.arange(bins) + 0.5) / bins).ravel()
+    begins = (starts + lengths * (np.arange(bins) + 1e-6) / bins).ravel()  # a little in, so that rounding can't matter
     end = max(float(spans[:, 1].max()), 1e-9)
-    place = np.minimum((middles / end * points).astype(int), points - 1)
+    place = np.minimum((begins / end * points).astype(int), points - 1)
     result = np.zeros(points, np.uint8)
     np.maximum.at(result, place, peaks.ravel())
     empty = np.bincount(place, minlength=points) == 0  # more points than there is to show: repeat the last one

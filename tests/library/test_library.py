@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -18,6 +19,7 @@ from antiphon.errors import AudioError, DataError, LibraryError, MissingExtraErr
 from antiphon.library import Library, Summary, writing
 from antiphon.library.query import WITHOUT_WEIGHT
 from antiphon.windows import Window
+from library import kills
 from test_encoding import ToneModel, write_tones
 
 pytest.importorskip("lancedb")
@@ -330,6 +332,28 @@ def test_kill_9_at_any_moment_loses_and_doubles_nothing(tmp_path, model):
         each.sync(sounds, model=model)
     assert rows(left) == rows(whole)
     assert left.sync(sounds, model=model) == Summary(unchanged=60)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="kill -9")
+def test_20_kills_at_random_moments_lose_and_double_nothing(tmp_path, model):
+    """Of a folder that changes before each: files written anew, touched, spoilt, deleted, back again."""
+    folder = kills.Folder(tmp_path / "sounds", seed=0)
+
+    def left() -> pa.Table | None:
+        if not (tmp_path / "killed" / "library.json").exists():
+            return None
+        return Library.open(tmp_path / "killed").table.rows(["path", "start_seconds", "digest"])
+
+    kills.outlive("library", folder, tmp_path / "killed", left)
+    folder.check(left())
+    whole = Library.create(tmp_path / "whole", model=model, root=folder.place)
+    whole.sync(folder.place, model=model)
+    killed = Library.open(tmp_path / "killed")
+    assert rows(killed) == rows(whole)
+    assert (killed.folder / "errors.csv").read_text() == (whole.folder / "errors.csv").read_text()
+    unchanged = len(killed)
+    assert killed.sync(folder.place, model=model).unchanged == unchanged
 
 
 def test_a_kill_in_create_leaves_a_library_that_opens(tmp_path, library, sounds, model):

@@ -59,7 +59,7 @@ def embed(
             prune=prune,
             progress=progress,
         )
-    _report(summary, errors=out.with_suffix(".errors.csv"))
+    _report(summary, errors=str(out.with_suffix(".errors.csv")))
 
 
 @app.command()
@@ -84,7 +84,7 @@ def index(
         summary = opened.sync(
             plan, model=loaded, prune=prune, engine=_engine(engine, loaded, batch_size), progress=progress
         )
-    _report(summary, errors=Path(library, ERRORS_FILE))
+    _report(summary, errors=f"{library}/{ERRORS_FILE}")
 
 
 @app.command()
@@ -144,6 +144,44 @@ def search(
         for hit in hits
     ]
     print_table(("score", "closer than", "window", "file"), rows)
+
+
+@app.command()
+def serve(
+    library: Where,
+    model: Moved = None,
+    host: Annotated[str, typer.Option(help="Beyond this machine (0.0.0.0) a token is asked for.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8765,
+    token: Annotated[
+        str | None, typer.Option(envvar="ANTIPHON_TOKEN", help="What clients must know; made up where one is needed.")
+    ] = None,
+    max_upload_mb: Annotated[int, typer.Option(min=1, help="The largest sound that may be sent.")] = 64,
+    rate: Annotated[float, typer.Option(min=1, help="Requests per second of one address.")] = 200.0,
+) -> None:
+    """A page and a REST interface to search a library, or all libraries in a folder, until Ctrl-C."""
+    from antiphon.errors import MissingExtraError
+    from antiphon.library import Library
+
+    try:
+        from antiphon.serve import server
+        from antiphon.serve.settings import Settings
+    except ImportError as error:
+        raise MissingExtraError("serve", "antiphon serve") from error
+
+    settings = Settings(
+        host=host,
+        port=port,
+        token=server.with_token(host, token),
+        name=Path(library).name,
+        max_upload_mb=max_upload_mb,
+        rate=rate,
+        burst=max(1, round(2 * rate)),
+    )
+    names = Library.names(library)
+    opened = {name: Library.open(library, name, patience_seconds=1.0) for name in names}
+    opened = opened or {"": Library.open(library)}  # which says what is wrong
+    loaded = {one.card.model_source: _model_of(one, model) for one in opened.values()}
+    server.run(opened, {name: loaded[one.card.model_source] for name, one in opened.items()}, settings)
 
 
 @manage.command()
@@ -254,7 +292,7 @@ def _pace(what: str) -> Any:
     return shown()
 
 
-def _report(summary: Any, *, errors: Path) -> None:
+def _report(summary: Any, *, errors: str) -> None:
     from dataclasses import asdict
 
     from antiphon.progress import say

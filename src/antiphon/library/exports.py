@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,19 +29,21 @@ def write(table: Table, card: Card, path: Path, *, to: str | None = None) -> Pat
     """
     kinds = {suffix: kind for kind, suffix in SUFFIXES.items()}
     kind = to or kinds.get(path.suffix.lower(), "")
-    if kind not in SUFFIXES:
+    if kind not in SUFFIXES or (kind == "faiss" and path.suffix.lower() == ".parquet"):
         raise LibraryError(f"cannot export to '{path}': give --to {', '.join(SUFFIXES)}, or a name that ends so")
     part = path.with_name(f".{path.name}.part")
+    table = table.at(table.version)  # one state throughout, while a writer adds
     try:
+        part.touch()
         {"parquet": _parquet, "numpy": _numpy, "faiss": _faiss}[kind](table, card, part)
         if kind == "faiss":
-            beside = path.with_suffix(".parquet")
-            write(table, card, beside)
+            write(table, card, path.with_suffix(".parquet"), to="parquet")
         os.replace(part, path)
     except OSError as error:
         raise LibraryError(f"cannot write '{path}' ({error.strerror or error}): choose another place") from error
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink()
     return path
 
 
@@ -51,7 +54,8 @@ def playlist(hits: Iterable[Hit]) -> str:
         title = str(hit.tags.get("title") or Path(hit.path).stem)
         if artist := hit.tags.get("artist"):
             title = f"{artist} - {title}"
-        lines += [f"#EXTINF:{round(hit.seconds)},{' '.join(title.split())}", hit.path.replace("\n", "%0A")]
+        path = hit.path.replace("\n", "%0A").replace("\r", "%0D")
+        lines += [f"#EXTINF:{round(hit.seconds)},{' '.join(title.split())}", path]
     return "\n".join(lines) + "\n"
 
 

@@ -31,6 +31,7 @@ from antiphon.library.view import Found, View, tags_of
 from antiphon.library.writing import ERRORS_FILE, Progress, Result, Summary
 
 EXACT_BELOW = 100_000  # windows; a view of as many takes 200 MB at 512 dimensions, and 20 ms to search
+_QUICK = 5_000_000  # cells of vectors: a product of 20 MB
 _WIDER = 8  # times as many candidates as results, to choose diverse ones from
 
 Sounds = str | Path | Example | Iterable[str | Path | Example] | None
@@ -124,8 +125,8 @@ class Library:
 
     @property
     def version(self) -> int:
-        """The number of the table's last commit."""
-        return self.table.version
+        """The number of the table's last commit, or of the one that is searched where `patience_seconds` allows it."""
+        return self._see(empty=True).version if self.patience_seconds else self.table.version
 
     def __len__(self) -> int:
         return self.table.count("start_seconds = 0")
@@ -324,6 +325,8 @@ class Library:
             raise LibraryError(f"top={top}, diversity={diversity}: give top from 1 and diversity from 0 to 1")
         if by not in By.__args__:  # type: ignore[attr-defined]
             raise LibraryError(f"by={by!r}: one of {', '.join(By.__args__)}")  # type: ignore[attr-defined]
+        if vector.shape != (self.card.dim,) or not np.isfinite(vector).all():
+            raise LibraryError(f"a vector of shape {vector.shape} came; {self.card.dim} finite numbers are needed")
         seen = self._see()
         known = (self._find(one) for one in skip)
         most = max(top, _WIDER * min(top, 100)) if diversity else top
@@ -339,6 +342,15 @@ class Library:
     def columns(self) -> dict[str, str]:
         """What `where` may name, each `text` or `number`."""
         return self.table.filterable()
+
+    def filled(self) -> list[str]:
+        """The columns that hold anything."""
+        return self.table.filled()
+
+    def is_quick(self) -> bool:
+        """Whether a search takes about a millisecond, once the query is known: up to some 20,000 windows."""
+        seen = self._see(empty=True)
+        return isinstance(seen, View) and seen.windows * self.card.dim <= _QUICK
 
     def values(self, column: str, *, prefix: str = "", most: int = 20) -> list[str]:
         """Some of the texts in a column that begin with `prefix`, in any case, sorted."""
@@ -384,7 +396,9 @@ class Library:
         with self._reading:
             version, seen = self.table.version, self._seen
             if seen is None or seen.version != version:
-                seen = (View.load if self.table.count() < EXACT_BELOW else Index)(self.table, version)
+                small = self.table.count() < EXACT_BELOW
+                warm = self.patience_seconds > 0  # many searches will come
+                seen = View.load(self.table, version) if small else Index(self.table, version, warm=warm)
                 self._seen = seen
             self._looked = time.monotonic()
             return seen

@@ -66,7 +66,6 @@ def _brought(
     out: Path, plan: Plan, card: dict[str, Any], engine: Engine, prune: bool, progress: Progress | None
 ) -> Summary:
     parts = out.with_name(f"{out.name}.parts")
-    parts.mkdir(exist_ok=True)
     done = [out] if out.exists() else []
     done += sorted(parts.glob("*.parquet"))
     known: dict[str, Stamp] = {}
@@ -77,10 +76,12 @@ def _brought(
             known[path], owner[path] = stamp, file
     before = set(known)
     todo, restamped = writing.changed(plan.sounds, known)
-    schema = table.schema(card["dim"])
-    schema = pa.unify_schemas([schema, pa.schema(list(table.kinds_of(plan).items()))])
+    schema = pa.unify_schemas([table.schema(card["dim"]), *(pq.read_schema(file).remove_metadata() for file in done)])
+    for field in table.lacking(schema, table.kinds_of(plan), where=f"'{out}'"):
+        schema = schema.append(field)
     summary, failures = Summary(), dict[str, str]()
     number = 1 + max((int(file.stem) for file in parts.glob("*.parquet")), default=0)
+    parts.mkdir(exist_ok=True)
     with closing(_as_rows(engine(todo), card["windows"])) as stream:
         for chunk in writing.chunks(stream, total=len(todo), progress=progress):
             latest = {item.path: item for item in chunk}.values()
@@ -124,8 +125,7 @@ def _join(
 ) -> None:
     """Every file's rows from the part that owns them, as one new file in place of the old."""
     sources = sorted(set(owner.values()), key=lambda file: (file != out, file))
-    kept = [pq.read_schema(file).remove_metadata() for file in sources]
-    schema = pa.unify_schemas([schema, *kept]).with_metadata({"antiphon": json.dumps(card)})
+    schema = schema.with_metadata({"antiphon": json.dumps(card)})
     part = out.with_name(f".{out.name}.part")
     with pq.ParquetWriter(part, schema) as writer:
         for file in sources:

@@ -8,6 +8,8 @@ place on it while the rest stays where it was. It is kept beside the table.
 import io
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -24,6 +26,15 @@ _JITTER = 0.004  # of the map's width; files alike would lie on one point
 _IDS_AT_ONCE = 500
 
 
+class _Kept(NamedTuple):
+    """What a map is made with: the mean of all files then, the landmarks seen from it and where they lie."""
+
+    centre: Float[np.ndarray, " dim"]
+    landmarks: Float[np.ndarray, "n dim"]
+    at: Float[np.ndarray, "n 2"]
+    files: int  # their number then
+
+
 def make(
     table: Table, *, most: int, progress: Callable[[float], None] | None = None
 ) -> tuple[list[str], Float[np.ndarray, "files 2"]]:
@@ -36,16 +47,16 @@ def make(
     if not ids:
         return [], np.zeros((0, 2), np.float32)
     vectors = _means(table, ids, tell)
-    vectors -= vectors.mean(axis=0)  # all of a model's embeddings share one direction, which tells nothing
-    vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
     tell(0.4)
     kept = _cached(table)
-    if kept is None or not kept[2] / _OUTGROWN <= count <= kept[2] * _OUTGROWN or kept[0].shape[1] != vectors.shape[1]:
+    if kept is None or not kept.files / _OUTGROWN <= count <= kept.files * _OUTGROWN:
         chosen = np.sort(np.random.default_rng(0).permutation(len(ids))[:LANDMARKS])
-        kept = (vectors[chosen], _embedded(vectors[chosen]), count)
-        _keep(table, *kept)
+        centre = vectors.mean(axis=0)
+        landmarks = _seen_from(centre, vectors[chosen])
+        kept = _Kept(centre, landmarks, _embedded(landmarks), count)
+        _keep(table, kept)
     tell(0.9)
-    return ids, _placed(vectors, ids, landmarks=kept[0], at=kept[1])
+    return ids, _placed(_seen_from(kept.centre, vectors), ids, landmarks=kept.landmarks, at=kept.at)
 
 
 def _means(table: Table, ids: list[str], tell: Callable[[float], None]) -> Float[np.ndarray, "files dim"]:
@@ -53,7 +64,8 @@ def _means(table: Table, ids: list[str], tell: Callable[[float], None]) -> Float
     places = {id: place for place, id in enumerate(ids)}
     totals = np.zeros((len(ids), table.dim), np.float32)
     all_asked = len(ids) == table.count("start_seconds = 0")
-    portions = [None] if all_asked else [among("id", ids[at : at + _IDS_AT_ONCE]) for at in range(0, len(ids), 500)]
+    starts = range(0, len(ids), _IDS_AT_ONCE)
+    portions = [None] if all_asked else [among("id", ids[at : at + _IDS_AT_ONCE]) for at in starts]
     for number, where in enumerate(portions):
         for batch in table.batches(["id", "vector"], where):
             rows = batch.column(1).flatten().to_numpy().reshape(-1, table.dim)
@@ -64,12 +76,18 @@ def _means(table: Table, ids: list[str], tell: Callable[[float], None]) -> Float
     return totals / np.maximum(np.linalg.norm(totals, axis=1, keepdims=True), 1e-12)
 
 
+def _seen_from(centre: Float[np.ndarray, " dim"], vectors: Float[np.ndarray, "n dim"]) -> Float[np.ndarray, "n dim"]:
+    """Directions from the mean: all of a model's embeddings share one direction, which tells nothing."""
+    away = vectors - centre
+    return away / np.maximum(np.linalg.norm(away, axis=1, keepdims=True), 1e-6)  # a file at the mean has none
+
+
 def _embedded(vectors: Float[np.ndarray, "n dim"]) -> Float[np.ndarray, "n 2"]:
     try:
         from sklearn.manifold import TSNE
     except ImportError as error:
         raise MissingExtraError("serve", "a map of the library") from error
-    if len(vectors) < 5:
+    if len(vectors) < 5 or not np.ptp(vectors, axis=0).any():  # too few, or all alike
         return np.stack([np.linspace(0.1, 0.9, len(vectors)), np.full(len(vectors), 0.5)], axis=1).astype(np.float32)
     found = TSNE(perplexity=min(30.0, (len(vectors) - 1) / 3), init="pca", random_state=0).fit_transform(vectors)
     low, high = found.min(axis=0), found.max(axis=0)
@@ -100,15 +118,20 @@ def _placed(
     return np.clip(result + _JITTER * np.stack([np.cos(turn), np.sin(turn)], axis=1), 0, 1).astype(np.float32)
 
 
-def _cached(table: Table) -> tuple[np.ndarray, np.ndarray, int] | None:
+def _cached(table: Table) -> _Kept | None:
+    """What was kept, if it can be used."""
     try:
         found = np.load(io.BytesIO(Place(table.folder).read(CACHE)), allow_pickle=False)
-        return found["landmarks"], found["at"], int(found["count"])
-    except (DataError, ValueError, KeyError, OSError):
+        kept = _Kept(found["centre"], found["landmarks"], found["at"], int(found["files"]))
+    except Exception:  # a damaged file fails in as many ways as zip files have parts
         return None
+    n = len(kept.landmarks)
+    fits = kept.centre.shape == (table.dim,) and kept.landmarks.shape == (n, table.dim) and kept.at.shape == (n, 2)
+    return kept if n and fits and all(np.isfinite(each).all() for each in kept[:3]) else None
 
 
-def _keep(table: Table, landmarks: np.ndarray, at: np.ndarray, count: int) -> None:
+def _keep(table: Table, kept: _Kept) -> None:
     buffer = io.BytesIO()
-    np.savez(buffer, landmarks=landmarks, at=at, count=count)
-    Place(table.folder).write(CACHE, buffer.getvalue())
+    np.savez(buffer, **kept._asdict())
+    with suppress(DataError):  # a library that may only be read has its map made anew each time
+        Place(table.folder).write(CACHE, buffer.getvalue())

@@ -2,8 +2,9 @@
 
 A sum of unit vectors asks for what fits all of them (Rocchio's feedback, 1971, without its library mean). Words and
 sounds do not speak equally loudly in it: sounds lie nearer to sounds than words do (the modality gap), so their cosines
-with a library spread further and would decide alone. Where both are asked, each side's share is divided by that spread;
-equal weights then have an equal say in the order of results.
+with a library spread further and would decide alone. Where both are asked, each side's share is divided by that spread,
+and by how much is wanted on that side; equal weights then have an equal say in the order of results, also of one phrase
+and five examples.
 """
 
 import os
@@ -23,6 +24,8 @@ from antiphon.library.results import File
 # What is unwanted pushes away but does not lead: at equal weight the query would lie as far from what is unwanted as
 # near to what is wanted, and the most unrelated sounds of the library would win.
 WITHOUT_WEIGHT = 0.5
+_LEAST_SPREAD = 0.01  # of the other side's: words that fit all sounds alike say nothing, however loud
+_MOST = 1e6  # of a weight: the others are nothing beside it
 _ID = re.compile(r"[0-9a-f]{16}")
 
 Vector = Float[np.ndarray, " dim"]
@@ -70,9 +73,10 @@ def make(
     words, without = _spoken(words), _spoken(without)
     if not words and not like:
         raise LibraryError("nothing to search for: give words, or a sound to search like (`without` only narrows)")
-    for name, weight in (("words_weight", words_weight), ("like_weight", like_weight)):
-        if not 0 <= weight < float("inf"):
-            raise LibraryError(f"{name}={weight}: give 0 or more")
+    of_examples = [("weight", one.weight) for one in (*like, *unlike)]
+    for name, weight in (("words_weight", words_weight), ("like_weight", like_weight), *of_examples):
+        if not 0 <= weight <= _MOST:
+            raise LibraryError(f"{name}={weight}: give a number from 0 to {_MOST:g}")
     texts = [*words, *without]
     said = model.encode_text(texts).numpy() if texts else np.zeros((0, model.dim), np.float32)
     played = [vector_of(one, model=model, find=find) for one in (*like, *unlike)]
@@ -82,8 +86,10 @@ def make(
     spoken, sounding = np.asarray(signs) * words_weight, np.asarray(shares) * like_weight
     said, heard = _units(said), _units(heard)
     if len(said) and len(heard):
-        apart = np.maximum(spread(np.concatenate([said, heard])), 1e-6)
-        spoken, sounding = spoken / apart[: len(said)].mean(), sounding / apart[len(said) :].mean()
+        apart = spread(np.concatenate([said, heard]))
+        apart = np.maximum(apart, max(1e-6, _LEAST_SPREAD * float(apart.max())))
+        spoken = spoken / apart[: len(said)].mean() / max(len(words), 1)
+        sounding = sounding / apart[len(said) :].mean() / (sum(one.weight for one in like) or 1.0)
     total = spoken @ said + sounding @ heard
     norm = float(np.linalg.norm(total))
     if not norm > 1e-6 * float(np.abs(spoken).sum() + np.abs(sounding).sum()):  # rounding: any result would be chance
@@ -98,6 +104,9 @@ def vector_of(example: Example, *, model: EmbeddingModel, find: Find) -> Vector:
         if sound.shape != (model.dim,) or not np.isfinite(sound).all():
             raise LibraryError(f"a vector of shape {sound.shape} came; one of {model.dim} finite numbers is needed")
         return sound.astype(np.float32, copy=False)
+    first = 0.0 if start is None else start
+    if not 0 <= first < np.inf or not (end is None or first < end < np.inf):
+        raise LibraryError(f"the part from {start} to {end} s of '{sound}': start at 0 or later, and end after that")
     known = find(str(sound))
     if known is not None:
         return known.between(start, end)
@@ -105,7 +114,6 @@ def vector_of(example: Example, *, model: EmbeddingModel, find: Find) -> Vector:
         raise LibraryError(f"no file of this library has the id {sound}: search again, it may have changed")
     if start is None and end is None:
         return model.encode_audio([sound])[0].numpy()
-    first = start or 0.0
     wave, rate = audio.read(sound, start_seconds=first, seconds=None if end is None else end - first)
     return model.encode_audio([wave], sample_rate=rate)[0].numpy()
 

@@ -6,6 +6,7 @@ this process or another, go on with the last version while a writer adds.
 
 import hashlib
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -25,8 +26,10 @@ from antiphon.waveform import BINS
 
 NAME = "windows"
 TEXT, NUMBER = pa.string(), pa.float64()
+_PARTITION = 1000  # windows in a part of the index
 _PATHS_AT_ONCE = 500  # in a filter: some 50 kB, parsed in milliseconds
 _SHOWN = 300  # letters of Lance's own words in an error
+_INNARDS = re.compile(r", /| at /|\. Valid fields|\(\w+ \{")  # what follows in them: paths, all columns, its own types
 
 
 class Stamp(NamedTuple):
@@ -126,7 +129,7 @@ class Table:
         """Lance's ids of the rows that `where` keeps, SQL over the columns; `LibraryError` where that is none."""
         search = self.lance.search().select(["id"]).with_row_id(True)
         try:
-            found = (search.where(where) if where else search).to_arrow()
+            found = (search.where(f"({where}\n)") if where else search).to_arrow()  # it may end in a comment
         except (RuntimeError, ValueError) as error:
             raise self.bad_filter(where, error) from error
         return found["_rowid"].to_numpy().astype(np.int64)
@@ -134,7 +137,7 @@ class Table:
     def bad_filter(self, where: str | None, error: Exception) -> LibraryError:
         """What is wrong with a filter, in one line."""
         reason = " ".join(str(error).split())
-        reason = reason.split("error: ")[-1].split(", /")[0].split(" at /")[0]
+        reason = _INNARDS.split(reason.split("error: ")[-1])[0].removeprefix("Invalid input, ")
         return LibraryError(
             f"where={where!r} is no filter for this library ({reason[:_SHOWN]}): give SQL like "
             f"\"bpm > 120 AND artist = 'Ada'\" over the columns {', '.join(self.filterable())}"
@@ -144,6 +147,15 @@ class Table:
         """The columns that a filter may name, each `text` or `number`."""
         hidden = {"vector", "peaks", "digest"}
         return {field.name: kind_name(field.type) for field in self.schema() if field.name not in hidden}
+
+    def filled(self) -> list[str]:
+        """The columns that hold anything; reading those that don't takes time as well."""
+        with self.errors("read"):
+            return [
+                field.name
+                for field in self.lance.schema
+                if not field.nullable or self.lance.count_rows(f"`{field.name}` IS NOT NULL")
+            ]
 
     def known(self) -> dict[str, Stamp]:
         """Every file in the table by its path."""
@@ -179,14 +191,7 @@ class Table:
 
     def add_columns(self, kinds: Mapping[str, pa.DataType]) -> None:
         """Columns that the table lacks, empty. `LibraryError` where one is there with another kind of cells."""
-        there = self.schema()
-        for name, kind in kinds.items():
-            if name in there.names and there.field(name).type != kind:
-                raise LibraryError(
-                    f"column '{name}' holds {kind_name(there.field(name).type)} in library '{self.folder}' and "
-                    f"{kind_name(kind)} in the manifest: rename one of them"
-                )
-        if new := [pa.field(name, kind) for name, kind in kinds.items() if name not in there.names]:
+        if new := lacking(self.schema(), kinds, where=f"library '{self.folder}'"):
             with self.errors("write to"):
                 self.lance.add_columns(new)
 
@@ -200,10 +205,21 @@ class Table:
         with self.errors("index"):
             there = {column for index in self.lance.list_indices() for column in index.columns}
             if "vector" not in there:
-                self.lance.create_index(metric="cosine", index_type="IVF_RQ", vector_column_name="vector")
+                # Partitions of a size, not a number of them: `optimize` keeps to it as rows come.
+                kind = _lancedb().index.IvfSq(
+                    distance_type="l2", target_partition_size=_PARTITION, max_iterations=20, sample_rate=64
+                )
+                self.lance.create_index("vector", config=kind)
             for column in ("id", "path"):
                 if column not in there:
-                    self.lance.create_scalar_index(column)
+                    self.lance.create_index(column, config=_lancedb().index.BTree())
+
+    def warm(self) -> None:
+        """Read the approximate index into memory, where there is one."""
+        with self.errors("read"):
+            for index in self.lance.list_indices():
+                if "vector" in index.columns:
+                    self.lance.prewarm_index(index.name)
 
     def versions(self) -> list[Version]:
         """The states that can be brought back, oldest first. Compaction drops those older than a week."""
@@ -272,6 +288,17 @@ def kinds_of(plan: Plan) -> dict[str, pa.DataType]:
     if taken := sorted(OWN & set(kinds)):
         raise LibraryError(f"the manifest has a column '{taken[0]}', which a library keeps for itself: rename it")
     return kinds
+
+
+def lacking(there: pa.Schema, kinds: Mapping[str, pa.DataType], *, where: str) -> list[pa.Field]:
+    """Those columns that a schema lacks. `LibraryError` where one is there with another kind of cells."""
+    for name, kind in kinds.items():
+        if name in there.names and there.field(name).type != kind:
+            raise LibraryError(
+                f"column '{name}' holds {kind_name(there.field(name).type)} in {where} and "
+                f"{kind_name(kind)} in the manifest: rename one of them"
+            )
+    return [pa.field(name, kind) for name, kind in kinds.items() if name not in there.names]
 
 
 def kind_name(kind: pa.DataType) -> str:

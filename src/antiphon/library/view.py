@@ -3,6 +3,7 @@
 100,000 windows of 512 dimensions take 200 MB and some 20 ms on one core; larger libraries go through `index`.
 """
 
+import threading
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
@@ -34,7 +35,8 @@ class Found:
 
     def take(self, places: Sequence[int]) -> "Found":
         """Some of them, in that order."""
-        return Found(self.rows.take(list(places)), self.scores[places], self.vectors[places], self.percentiles[places])
+        at = np.asarray(places, dtype=np.int64)
+        return Found(self.rows.take(at), self.scores[at], self.vectors[at], self.percentiles[at])
 
 
 @dataclass(eq=False)
@@ -52,6 +54,7 @@ class View:
     paths: dict[str, int]
     means: Float[np.ndarray, "files dim"]
     _kept: OrderedDict[str, Bool[np.ndarray, " windows"]] = field(default_factory=OrderedDict)
+    _keeping: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def windows(self) -> int:
@@ -68,7 +71,8 @@ class View:
         vectors = rows["vector"].combine_chunks().flatten().to_numpy().reshape(len(rows), at.dim)
         outlines = rows["peaks"].combine_chunks()
         peaks = np.asarray(pc.fill_null(outlines.flatten(), 0)) if outlines.null_count == 0 else _drawn(outlines)
-        rows = rows.drop_columns(["vector", "peaks"])
+        empty = [name for name in rows.column_names if rows[name].null_count == len(rows) > 0]
+        rows = rows.drop_columns({"vector", "peaks", "digest", "mtime_ns", *empty}).combine_chunks()
         ids = rows["id"].to_numpy(zero_copy_only=False)
         firsts = np.flatnonzero(np.append(True, ids[1:] != ids[:-1])) if len(ids) else np.zeros(0, np.int64)
         totals = np.add.reduceat(vectors, firsts) if len(ids) else vectors
@@ -89,24 +93,23 @@ class View:
     def nearest(self, query: Vector, *, by: By, most: int, where: str | None, skip: Collection[str]) -> Found:
         """The `most` best of what `where` keeps, without the files (paths) in `skip`."""
         scores = self.vectors @ query
-        if by == "window":
-            rows, values, vectors = np.arange(len(scores)), scores, self.vectors
-        else:
-            rows, vectors = best_of_each(scores, firsts=self.firsts), self.means
-            values = self.means @ query if by == "file" else scores[rows]
-        ranked = np.sort(values)
         allowed = self._allowed(where, skip)
-        if by == "moment" and where is not None:  # the best of those windows that the filter keeps
-            rows = best_of_each(np.where(allowed, scores, -np.inf).astype(np.float32), firsts=self.firsts)
-            values = scores[rows]
-        if by == "moment":
-            vectors = self.vectors[rows]
+        if by == "window":
+            rows, ranked = np.arange(len(scores)), scores
+        else:
+            rows = best_of_each(scores, firsts=self.firsts)
+            ranked = self.means @ query if by == "file" else scores[rows]
+        if by != "window" and where is not None:  # the best of those windows that the filter keeps
+            rows = best_of_each(np.where(allowed, scores, -np.inf).astype(scores.dtype), firsts=self.firsts)
+        values = ranked if by == "file" else scores[rows]
         left = np.flatnonzero(allowed[rows])
         if len(left) > most:
-            left = left[np.argpartition(-values[left], most - 1)[:most]]
-        order = left[np.lexsort((left, -values[left]))]
-        percentiles = 100.0 * np.searchsorted(ranked, values[order]) / max(len(ranked), 1)
-        return Found(self.rows.take(rows[order]), values[order], vectors[order], percentiles)
+            least = -np.partition(-values[left], most - 1)[most - 1]
+            left = left[values[left] >= least]  # with all that tie for the last place: the first of them have it
+        order = left[np.lexsort((left, -values[left]))][:most]
+        vectors = self.means[order] if by == "file" else self.vectors[rows[order]]
+        percentiles = 100.0 * np.searchsorted(np.sort(ranked), values[order]) / max(len(ranked), 1)
+        return Found(self.rows.take(rows[order]), values[order], vectors, percentiles)
 
     def spread(self, parts: Float[np.ndarray, "parts dim"]) -> Float[np.ndarray, " parts"]:
         """The standard deviation of each part's cosines with the library's windows."""
@@ -118,10 +121,9 @@ class View:
         place = self.files.get(id, self.paths.get(id))
         if place is None:
             return None
-        first = int(self.firsts[place])
-        rows = slice(first, int(np.append(self.firsts, len(self.vectors))[place + 1]))
+        rows = self._rows_of(place)
         return as_file(
-            self.rows.slice(first, rows.stop - first),
+            self.rows.slice(rows.start, rows.stop - rows.start),
             self.vectors[rows],
             self.peaks[rows] if self.drawn[rows].all() else None,
         )
@@ -131,15 +133,22 @@ class View:
         for path in skip:
             place = self.paths.get(path)
             if place is not None:
-                kept[self.firsts[place] : np.append(self.firsts, len(kept))[place + 1]] = False
+                kept[self._rows_of(place)] = False
         return kept
 
+    def _rows_of(self, place: int) -> slice:
+        last = place + 1 == len(self.firsts)
+        return slice(int(self.firsts[place]), len(self.vectors) if last else int(self.firsts[place + 1]))
+
     def _filtered(self, where: str) -> Bool[np.ndarray, " windows"]:
-        if where not in self._kept:
-            self._kept[where] = np.isin(self.rows["_rowid"].to_numpy().astype(np.int64), self.table.row_ids(where))
-            while len(self._kept) > _FILTERS:
-                self._kept.popitem(last=False)
-        return self._kept[where]
+        kept = self._kept.get(where)
+        if kept is None:
+            kept = np.isin(self.rows["_rowid"].to_numpy().astype(np.int64), self.table.row_ids(where))
+            with self._keeping:
+                self._kept[where] = kept
+                while len(self._kept) > _FILTERS:
+                    self._kept.popitem(last=False)
+        return kept
 
 
 def as_file(
