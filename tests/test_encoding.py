@@ -37,7 +37,10 @@ class ToneModel:
         return hashlib.sha256(self.name.encode()).hexdigest()
 
     def clips(self, sound, *, policy):
-        return clips_of(sound, clip_samples=self.clip_samples, target_rate=self.sample_rate, policy=policy)
+        wave, rate = sound if isinstance(sound, tuple) else (sound, None)
+        return clips_of(
+            wave, sample_rate=rate, clip_samples=self.clip_samples, target_rate=self.sample_rate, policy=policy
+        )
 
     def encode_clips(self, clips, *, bulk: bool = False) -> torch.Tensor:
         time.sleep(self.seconds)

@@ -122,10 +122,11 @@ class Failed:
 
 
 def embed_files(
-    model: EmbeddingModel, paths: Iterable[str | Path], *, batch_size: int = 16, facts: bool = False
+    model: EmbeddingModel, paths: Iterable[Sound], *, batch_size: int = 16, facts: bool = False
 ) -> Iterator[Embedded | Failed]:
     """Embed every window of every file, `batch_size` clips at a time; results come in the order of `paths`.
 
+    A wave in place of a path comes out with the path "".
     With `facts` also what a library keeps beside the embeddings, which costs a second reading of the file's bytes.
     A file that cannot be read comes out as `Failed`; any other exception (the model's, say) is raised.
     Raises `ValueError` for a `batch_size` below 1.

@@ -64,6 +64,7 @@ def test_an_example_in_the_library_is_not_decoded_under_any_of_its_names(library
     (tmp_path / "link.wav").symlink_to(sounds / "long.wav")
     (known,) = [hit for hit in library.search(model=model, words="top", top=9) if names([hit]) == ["long.wav"]]
     model.batches.clear()
+    model.heard = 0
     for name in (sounds / "long.wav", "long.wav", "../sounds/long.wav", tmp_path / "link.wav", known.id):
         query = library.query(model=model, like=Example(name, 1.0, 2.0))
         np.testing.assert_allclose(query, [0, 1, 0, 0], atol=2e-3)
@@ -77,6 +78,7 @@ def test_an_example_in_the_library_is_not_decoded_under_any_of_its_names(library
 
 def test_an_example_that_is_not_in_the_library_is_decoded_once(library, sounds, model, tmp_path):
     new = write_tones(tmp_path / "new.wav", (0, 0, 1, 0), (0, 1, 0, 0))
+    model.heard = 0
     found = library.search(model=model, like=Example(new, 0.0, 1.0), top=1)
     assert (names(found), model.heard) == (["high.wav"], 1)
     assert names(library.search(model=model, like=Example(new, 1.0), top=1)) in (["middle.wav"], ["long.wav"])

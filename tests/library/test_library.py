@@ -162,6 +162,24 @@ def test_a_file_with_another_time_and_the_same_content_is_not_embedded_again(lib
     assert library.version == version
 
 
+def test_what_a_manifest_says_is_kept_and_kept_up_to_date(library, sounds, model, tmp_path):
+    table = tmp_path / "moods.csv"
+    table.write_text("path,mood,year\nsounds/low.wav,calm,1990\nsounds/long.wav,tense,2001\n")
+    model.batches = []
+    assert library.sync(table, model=model) == Summary(unchanged=2)
+    assert {hit.path for hit in library.search(model=model, words="low", where="mood = 'tense' AND year > 2000")} == {
+        str(sounds / "long.wav")
+    }
+    version = library.version
+    assert library.sync(table, model=model) == Summary(unchanged=2)
+    assert library.version == version
+    table.write_text("path,mood,year\nsounds/low.wav,calm,1990\nsounds/long.wav,calm,2001\n")
+    assert library.sync(table, model=model) == Summary(unchanged=2)
+    assert model.batches == []
+    assert library.table.count("mood = 'calm'") == 4  # one window and three
+    assert library.stats() == {"files": 4, "windows": 6}
+
+
 def test_missing_files_stay_until_pruned_and_other_folders_are_safe(library, sounds, model, tmp_path):
     other = write_tones(tmp_path / "other" / "x.wav", (1, 0, 0, 0))
     library.sync(other.parent, model=model)

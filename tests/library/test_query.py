@@ -5,7 +5,7 @@ import pytest
 
 from antiphon.errors import AudioError, LibraryError
 from antiphon.library.query import WITHOUT_WEIGHT, Example, as_examples, as_texts, make, parse_example, vector_of
-from antiphon.library.results import File
+from antiphon.library.results import File, audible_mean
 from library.toys import Toy, units
 from test_encoding import write_tones
 
@@ -243,3 +243,18 @@ def test_one_several_or_none(tmp_path):
     found = as_examples(iter(["a.wav", tmp_path, one]))
     assert [example.sound for example in found] == ["a.wav", tmp_path, "a.wav"]
     assert as_examples("a.wav")[0].sound == "a.wav"
+
+
+def test_a_sound_in_digital_silence_is_searched_by_its_sound():
+    vectors = units([[1, 0, 0, 0], [0, 0, 0, 1], [0, 0, 0, 1]])
+    peaks = np.zeros((3, 64), np.uint8)
+    np.testing.assert_allclose(audible_mean(vectors, peaks), units([1, 0, 0, 2])[0])  # nothing can be heard: all of it
+    peaks[0, 7] = 1
+    np.testing.assert_allclose(audible_mean(vectors, peaks), vectors[0])
+    np.testing.assert_allclose(audible_mean(vectors, None), units([1, 0, 0, 2])[0])
+
+
+def test_a_file_from_afar_is_searched_by_its_sound(tmp_path):
+    path = write_tones(tmp_path / "bark.wav", (1, 0, 0, 0), (0, 0, 0, 0), (0, 0, 0, 0))
+    found = vector_of(Example(path), model=Toy(said=SAID), find=lambda name: None)
+    np.testing.assert_allclose(found, (1, 0, 0, 0), atol=2e-3)

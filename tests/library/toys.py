@@ -9,7 +9,7 @@ import torch
 
 from antiphon.encoding import Embedded, Facts
 from antiphon.library import Library
-from antiphon.windows import Window, clips_of
+from antiphon.windows import Window
 from test_encoding import ToneModel
 
 
@@ -24,13 +24,9 @@ class Toy(ToneModel):
         rows = [self.said[text] for text in texts]
         return torch.nn.functional.normalize(torch.tensor(np.array(rows, np.float32)), dim=-1)
 
-    def encode_audio(self, sounds, *, sample_rate=None, windows="mean") -> torch.Tensor:
-        rows = []
-        for sound in sounds:
-            self.heard += 1
-            heard = clips_of(sound, sample_rate=sample_rate, clip_samples=8000, target_rate=8000, policy="all")
-            rows.append(self.encode_clips([clip for _, clip in heard]).mean(0))
-        return torch.nn.functional.normalize(torch.stack(rows), dim=-1)
+    def clips(self, sound, *, policy):
+        self.heard += 1
+        return super().clips(sound, policy=policy)
 
 
 def units(rows: Any) -> np.ndarray:

@@ -207,6 +207,7 @@ class Library:
             known = self.table.known()
             todo, restamped = writing.changed(plan.sounds, known)
             self.table.restamp(restamped)
+            self.table.retell(plan.columns)
             here = embed_files(model, todo, batch_size=batch_size, facts=True) if engine is None else engine(todo)
             done = writing.write(
                 self.table, here, known=known, total=len(todo), columns=plan.columns, progress=progress

@@ -17,9 +17,9 @@ import numpy as np
 from jaxtyping import Float
 
 from antiphon import audio
-from antiphon.encoding import EmbeddingModel
-from antiphon.errors import LibraryError
-from antiphon.library.results import File
+from antiphon.encoding import EmbeddingModel, Failed, embed_files
+from antiphon.errors import AudioError, LibraryError
+from antiphon.library.results import File, audible_mean
 
 # What is unwanted pushes away but does not lead: at equal weight the query would lie as far from what is unwanted as
 # near to what is wanted, and the most unrelated sounds of the library would win.
@@ -112,10 +112,14 @@ def vector_of(example: Example, *, model: EmbeddingModel, find: Find) -> Vector:
         return known.between(start, end)
     if isinstance(sound, str) and _ID.fullmatch(sound) and not os.path.exists(sound):
         raise LibraryError(f"no file of this library has the id {sound}: search again, it may have changed")
-    if start is None and end is None:
-        return model.encode_audio([sound])[0].numpy()
-    wave, rate = audio.read(sound, start_seconds=first, seconds=None if end is None else end - first)
-    return model.encode_audio([wave], sample_rate=rate)[0].numpy()
+    whole = start is None and end is None
+    length = None if end is None else end - first
+    (item,) = embed_files(
+        model, [sound if whole else audio.read(sound, start_seconds=first, seconds=length)], facts=True
+    )
+    if isinstance(item, Failed):
+        raise AudioError(item.reason)
+    return audible_mean(item.vectors, item.facts.peaks)
 
 
 def as_texts(given: str | Iterable[str] | None) -> list[str]:

@@ -41,11 +41,10 @@ class File:
 
     def mean(self) -> Float[np.ndarray, " dim"]:
         """The file's own vector: the mean of its windows' unit vectors, normalised again."""
-        total = self.vectors.sum(axis=0)
-        return total / max(float(np.linalg.norm(total)), 1e-12)
+        return audible_mean(self.vectors, None)
 
     def between(self, start_seconds: float | None, end_seconds: float | None) -> Float[np.ndarray, " dim"]:
-        """The vector of a part of the file: the mean over the windows that lie half in it, or the nearest one."""
+        """The vector of a part of the file: `audible_mean` of the windows that lie half in it, or the nearest one."""
         start = 0.0 if start_seconds is None else start_seconds
         end = self.seconds if end_seconds is None else end_seconds
         shared = np.minimum(self.ends, end) - np.maximum(self.starts, start)
@@ -53,5 +52,16 @@ class File:
         inside = shared >= 0.5 * lengths
         if not inside.any() or end <= start:
             inside = np.arange(len(shared)) == int(shared.argmax())
-        total = self.vectors[inside].sum(axis=0)
-        return total / max(float(np.linalg.norm(total)), 1e-12)
+        return audible_mean(self.vectors[inside], None if self.peaks is None else self.peaks[inside])
+
+
+def audible_mean(
+    vectors: Float[np.ndarray, "windows dim"], peaks: UInt8[np.ndarray, "windows 64"] | None
+) -> Float[np.ndarray, " dim"]:
+    """The mean over the windows that can be heard (a sample above -54 dB of full scale), normalised; else over all.
+
+    What a sound is searched by: a bark in five seconds of digital silence would else find silence.
+    """
+    audible = np.ones(len(vectors), bool) if peaks is None else peaks.any(axis=1)
+    total = vectors[audible if audible.any() else slice(None)].sum(axis=0)
+    return total / max(float(np.linalg.norm(total)), 1e-12)

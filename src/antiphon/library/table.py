@@ -179,13 +179,30 @@ class Table:
 
     def restamp(self, stamps: Mapping[str, tuple[int, int]]) -> None:
         """Note new sizes and times of files whose content is as it was."""
-        for some in _portions(list(stamps)):
+        self._rewrite({path: {"size": size, "mtime_ns": mtime_ns} for path, (size, mtime_ns) in stamps.items()})
+
+    def retell(self, cells: Mapping[str, Mapping[str, Any]]) -> None:
+        """Note what a manifest says now of files that are in the table, where it said something else."""
+        names = sorted({name for told in cells.values() for name in told})
+        here = self.batches(["path", *names], "start_seconds = 0") if names else iter(())
+        known = (row for batch in here for row in batch.to_pylist())
+        news = {
+            row["path"]: told
+            for row in known
+            if (told := cells.get(row["path"])) and any(row[name] != cell for name, cell in told.items())
+        }
+        self._rewrite(news)
+
+    def _rewrite(self, cells: Mapping[str, Mapping[str, Any]]) -> None:
+        """New cells in the rows of some files. A kill between delete and add makes these files new, never wrong."""
+        for some in _portions(list(cells)):
             kept = self.rows(self.schema().names, among("path", some))
-            new = np.array([stamps[path] for path in kept["path"].to_pylist()], dtype=np.int64).reshape(-1, 2)
-            for place, name in enumerate(("size", "mtime_ns")):
-                at = kept.schema.get_field_index(name)
-                kept = kept.set_column(at, kept.schema.field(name), pa.array(new[:, place]))
-            self.delete(some)  # a kill between the two makes these files new, never wrong
+            told = [cells[path] for path in kept["path"].to_pylist()]
+            for name in sorted({name for each in told for name in each}):
+                at, old = kept.schema.get_field_index(name), kept[name].to_pylist()
+                new = [each.get(name, cell) for each, cell in zip(told, old, strict=True)]
+                kept = kept.set_column(at, kept.schema.field(name), pa.array(new, kept.schema.field(name).type))
+            self.delete(some)
             with self.errors("write to"):
                 self.lance.add(kept)
 

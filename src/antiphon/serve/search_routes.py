@@ -9,6 +9,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.concurrency import run_in_threadpool
 
 from antiphon.encoding import Embedded
+from antiphon.library.results import audible_mean
 from antiphon.serve import schemas
 from antiphon.serve.problems import Refused
 from antiphon.serve.room import Room
@@ -90,8 +91,9 @@ def routes(room: Room) -> APIRouter:
         """Search like a sound that is sent in: a form with the file `sound`, or the sound itself as audio/*."""
         shelf = room.shelf(library)
         sound = await _taken(room, shelf, request, start, end)
-        found = await run_in_threadpool(sound_search, shelf, sound.mean, top=top)
-        return found.model_copy(update={"upload": room.uploads.memory.keep(sound.mean, library=shelf.name)})
+        vector = audible_mean(sound.vectors, sound.facts.peaks)
+        found = await run_in_threadpool(sound_search, shelf, vector, top=top)
+        return found.model_copy(update={"upload": room.uploads.memory.keep(vector, library=shelf.name)})
 
     @router.post(
         "/embed",
@@ -106,7 +108,8 @@ def routes(room: Room) -> APIRouter:
             return await run_in_threadpool(_texts, room.shelf(asked.library or library), asked.texts)
         shelf = room.shelf(library)
         sound = await _taken(room, shelf, request, 0.0, None)
-        return _vectors(shelf, sound, room.uploads.memory.keep(sound.mean, library=shelf.name))
+        vector = audible_mean(sound.vectors, sound.facts.peaks)
+        return _vectors(shelf, sound, room.uploads.memory.keep(vector, library=shelf.name))
 
     return router
 

@@ -141,7 +141,7 @@ class Uploads:
                 most = f"the sound is longer than {self._settings.max_upload_seconds:g} s"
                 raise Refused(413, f"{most}: send a part of it, or say which with start and end in seconds") from None
             raise Refused(refused.status_code, refused.detail.replace(str(source), name)) from None
-        (result,) = embed_files(model, [plain])
+        (result,) = embed_files(model, [plain], facts=True)
         if isinstance(result, Failed):
             raise Refused(415, result.reason.replace(str(plain), name))
         return result
