@@ -19,7 +19,7 @@ from jaxtyping import Float
 from antiphon import embed, remote
 from antiphon.encoding import Embedded, EmbeddingModel, Failed, embed_files
 from antiphon.engines import Engine
-from antiphon.errors import DataError, LibraryError
+from antiphon.errors import AntiphonError, DataError, LibraryError
 from antiphon.library import exports, positions, query, writing
 from antiphon.library.card import CARD_FILE, Card
 from antiphon.library.index import Index
@@ -99,12 +99,7 @@ class Library:
         place = _absolute(folder)
         if _has_card(place):
             return [place.rstrip("/").rpartition("/")[2]]
-        if remote.is_url(place):
-            files, path = remote.filesystem(place)
-            inside = [one.rstrip("/").rpartition("/")[2] for one in files.ls(path, detail=False)]
-        else:
-            inside = sorted(os.listdir(place)) if os.path.isdir(place) else []
-        return [name for name in sorted(inside) if _has_card(f"{place}/{name}")]
+        return [name for name in sorted(_listed(place)) if _has_card(f"{place}/{name}")]
 
     @classmethod
     def open_or_create(cls, folder: str | Path, *, model: EmbeddingModel, root: str | Path) -> "Library":
@@ -458,10 +453,23 @@ def _absolute(path: str | Path) -> str:
 
 
 def _has_card(folder: str) -> bool:
-    if remote.is_url(folder):
-        files, path = remote.filesystem(f"{folder}/{CARD_FILE}")
-        return files.exists(path)
-    return os.path.exists(os.path.join(folder, CARD_FILE))
+    return CARD_FILE in _listed(folder)
+
+
+def _listed(folder: str) -> list[str]:
+    """The names in a folder, here or afar; none where there is no such folder."""
+    try:
+        if not remote.is_url(folder):
+            return os.listdir(folder)
+        files, path = remote.filesystem(folder)
+        return [one.rstrip("/").rpartition("/")[2] for one in files.ls(path, detail=False, refresh=True)]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except Exception as error:  # of cloud libraries too
+        if isinstance(error, AntiphonError):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise LibraryError(f"cannot reach '{folder}' ({reason}): check the address and the rights to it") from error
 
 
 def _named(source: str | None) -> str:

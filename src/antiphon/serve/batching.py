@@ -19,7 +19,7 @@ from torch import Tensor
 from antiphon.encoding import Clip, EmbeddingModel, Sound
 from antiphon.windows import Policy, Window
 
-_MOST_AT_ONCE = 64  # texts
+_MOST_AT_ONCE = 32  # texts
 _REMEMBERED = 4096  # texts; 8 MB at 512 dimensions
 
 Vector = Float[np.ndarray, " dim"]
