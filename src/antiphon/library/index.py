@@ -20,7 +20,7 @@ from antiphon.library.view import Found, Vector, as_file
 # are looked into depends on it: by |c|^2 - 2 s q.c, which for s = 1 prefers short centroids when q lies off the sounds,
 # as words do (recall@10 of words 0.85 at a million windows; 0.98 with s = 2). Above about 3 recall falls again.
 QUERY_LENGTH = 2.0
-NPROBES = 60  # partitions looked into, each of about a thousand windows; more where these hold too few results
+NPROBES = 45  # partitions looked into, each of about a thousand windows; more where these hold too few results
 NPROBES_FILTERED = 300  # ... where a filter leaves few in each (1 % of a million: recall@10 0.999 in place of 0.90)
 REFINE = 2
 _SAMPLE = 4096  # windows, more or less, that spreads and percentiles are taken of: all of some files
@@ -34,7 +34,7 @@ class Index:
     def __init__(self, table: Table, version: int, *, warm: bool = False) -> None:
         self.version = version
         self.table = table.at(version)
-        self.columns = [name for name in self.table.filled() if name not in ("peaks", "digest", "mtime_ns")]
+        self.columns = [name for name in self.table.filled() if name not in ("peaks", "digest", "mtime_ns", "size")]
         self.windows = self.table.count()
         ids = self.table.rows(["id"], "start_seconds = 0")["id"]
         self.files = len(ids)
@@ -80,13 +80,13 @@ class Index:
     def file(self, id: str) -> File | None:
         """All of a file, by its id or path."""
         for column in ("id", "path"):
-            rows = self.table.rows([*self.columns, "peaks"], among(column, [id]))
+            rows = self.table.rows([*self.columns, "size", "peaks"], among(column, [id]))
             if len(rows):
                 return self._file(rows)
         return None
 
     def _files(self, ids: Sequence[str]) -> list[File]:
-        rows = self.table.rows([*self.columns, "peaks"], among("id", ids))
+        rows = self.table.rows([*self.columns, "size", "peaks"], among("id", ids))
         owners = rows["id"].to_numpy(zero_copy_only=False)
         return [self._file(rows.take(np.flatnonzero(owners == id))) for id in ids]
 
