@@ -423,6 +423,34 @@ def test_with_patience_the_old_view_answers_while_the_new_one_is_read(tmp_path, 
     assert reading_threads() == []
 
 
+def test_where_the_new_version_cannot_be_read_the_old_one_answers_on(tmp_path, model, monkeypatch):
+    made = library_of(tmp_path / "library", model, [file("a", [1, 0, 0, 0])])
+    reader = Library.open(made.folder, patience_seconds=1000)
+    assert names(reader.search(model=model, words="low")) == ["a"]
+    made.add([file("b", [1, 1, 0, 0])], model=model)
+    tried = []
+
+    def fails(*_):
+        tried.append(1)
+        raise LibraryError("the share is down")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(library_module.View, "load", fails)
+        for times in (1, 2):
+            reader._looked -= 2000
+            assert names(reader.search(model=model, words="low")) == ["a"]
+            for thread in reading_threads():  # it ends quietly: an exception in it would fail the test
+                thread.join(60)
+            assert len(tried) == times
+            assert names(reader.search(model=model, words="low")) == ["a"]
+            assert len(tried) == times  # not again before its time
+    reader._looked -= 2000
+    reader.search(model=model, words="low")
+    for thread in reading_threads():
+        thread.join(60)
+    assert names(reader.search(model=model, words="low")) == ["a", "b"]
+
+
 def test_an_empty_library_with_patience_is_looked_at_again(tmp_path, model):
     made = library_of(tmp_path / "library", model, [])
     reader = Library.open(made.folder, patience_seconds=1000)

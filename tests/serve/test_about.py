@@ -87,8 +87,8 @@ class Slow:
         ids = [self.library.file(path).id for path in sorted(self.library.table.known())]
         return [*ids, "0" * 16], np.linspace(0, 1, 2 * len(ids) + 2).reshape(-1, 2).astype(np.float32)
 
-    def file(self, id):
-        return self.library.file(id)
+    def paths(self):
+        return self.library.paths()
 
 
 @pytest.fixture

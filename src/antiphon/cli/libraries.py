@@ -1,6 +1,10 @@
 """The commands that put a model to use on a collection of sounds."""
 
 import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -9,10 +13,13 @@ import typer
 from antiphon.cli.printing import Json, print_table
 
 if TYPE_CHECKING:
+    from antiphon.embed import Plan
     from antiphon.encoding import EmbeddingModel
     from antiphon.library import Library
+    from antiphon.library.writing import Progress, Summary
+    from antiphon.model import DualEncoder
 
-_NICE = 10
+_NICE = 10  # of 19, for work in bulk
 
 app = typer.Typer()
 manage = typer.Typer(help="Look into a library, take sounds out, go back, export.", no_args_is_help=True)
@@ -45,13 +52,9 @@ def embed(
     device: Device = "cpu",
 ) -> None:
     """Embed sounds into a Parquet file, a row per window. Unchanged files are skipped; a killed run goes on."""
-    from antiphon import embed as embedding
     from antiphon.library.parquet import bring_up_to_date
-    from antiphon.model import load
 
-    plan = embedding.plan(inputs)
-    _give_way()
-    loaded = load(model, device=device)
+    plan, loaded = _prepared(inputs, model, device)
     with _pace("embedding") as progress:
         summary = bring_up_to_date(
             out,
@@ -76,13 +79,9 @@ def index(
     device: Device = "cpu",
 ) -> None:
     """Embed sounds into a library. Unchanged files are skipped; a killed run goes on."""
-    from antiphon import embed as embedding
     from antiphon.library import ERRORS_FILE, Library
-    from antiphon.model import load
 
-    plan = embedding.plan(inputs)
-    _give_way()
-    loaded = load(model, device=device)
+    plan, loaded = _prepared(inputs, model, device)
     opened = Library.open_or_create(library, model=loaded, root=plan.root)
     with _pace("indexing") as progress:
         summary = opened.sync(
@@ -277,37 +276,34 @@ def _engine(name: str, model: "EmbeddingModel", batch_size: int) -> Any:
     return engines.ray(model, batch_size=batch_size) if name == "ray" else engines.local(model, batch_size=batch_size)
 
 
-def _give_way() -> None:
-    """Work in bulk takes the time that others leave: a server beside it stays quick."""
-    import os
+def _prepared(inputs: list[str], model: str, device: str) -> tuple["Plan", "DualEncoder"]:
+    """What is to be embedded, and by what; from here on in the time that others leave, so that a server stays quick."""
+    from antiphon.embed import plan
+    from antiphon.model import load
 
+    found = plan(inputs)
     if hasattr(os, "setpriority"):  # not on Windows
         os.setpriority(os.PRIO_PROCESS, 0, max(_NICE, os.getpriority(os.PRIO_PROCESS, 0)))
+    return found, load(model, device=device)
 
 
-def _pace(what: str) -> Any:
+@contextmanager
+def _pace(what: str) -> Iterator["Progress"]:
     """A bar that also says files and hours of sound per time."""
-    import time
-    from contextlib import contextmanager
-
     from antiphon.progress import bar
 
-    @contextmanager
-    def shown() -> Any:
-        since = time.monotonic()
-        with bar(what, total=None) as advance:
+    since = time.monotonic()
+    with bar(what, total=None) as advance:
 
-            def progress(done: int, total: int | None, seconds: float) -> None:
-                took = max(time.monotonic() - since, 1e-9)
-                note = f"{done / took:.1f} files/s, {seconds / 60 / took:.1f} h of sound/min"
-                advance(total=total, note=note)
+        def progress(done: int, total: int | None, seconds: float) -> None:
+            took = max(time.monotonic() - since, 1e-9)
+            note = f"{done / took:.1f} files/s, {seconds / 60 / took:.1f} h of sound/min"
+            advance(total=total, note=note)
 
-            yield progress
-
-    return shown()
+        yield progress
 
 
-def _report(summary: Any, *, errors: str) -> None:
+def _report(summary: "Summary", *, errors: str) -> None:
     from dataclasses import asdict
 
     from antiphon.progress import say

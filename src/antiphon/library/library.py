@@ -9,6 +9,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from antiphon import embed, remote
+from antiphon import embed, engines, remote
 from antiphon.encoding import Embedded, EmbeddingModel, Failed, embed_files
 from antiphon.engines import Engine
 from antiphon.errors import AntiphonError, DataError, LibraryError
@@ -203,9 +204,9 @@ class Library:
             todo, restamped = writing.changed(plan.sounds, known)
             self.table.restamp(restamped)
             self.table.retell(plan.columns)
-            here = embed_files(model, todo, batch_size=batch_size, facts=True) if engine is None else engine(todo)
+            stream = (engine or engines.local(model, batch_size=batch_size))(todo)
             done = writing.write(
-                self.table, here, known=known, total=len(todo), columns=plan.columns, progress=progress
+                self.table, stream, known=known, total=len(todo), columns=plan.columns, progress=progress
             )
             missing = [path for path in known if _is_below(path, plan.folders) and _gone(path)]
             if prune:
@@ -335,6 +336,11 @@ class Library:
         """All that is known of a file, by its id or path; None where it is not in the library."""
         return self._see(empty=True).file(id)
 
+    def paths(self) -> dict[str, str]:
+        """Every file's path by its id."""
+        rows = self.table.rows(["id", "path"], "start_seconds = 0")
+        return dict(zip(rows["id"].to_pylist(), rows["path"].to_pylist(), strict=True))
+
     def columns(self) -> dict[str, str]:
         """What `where` may name, each `text` or `number`."""
         return self.table.filterable()
@@ -381,7 +387,7 @@ class Library:
             if seen is None or not self.patience_seconds:
                 seen = self._read()
             elif not self._reading.locked():
-                threading.Thread(target=self._read, name="antiphon-library", daemon=True).start()
+                threading.Thread(target=self._read_again, name="antiphon-library", daemon=True).start()
         if seen.windows == 0 and not empty:
             raise LibraryError(
                 f"library '{self.location}' is empty: run `antiphon index FOLDER --library DIR --model M` first"
@@ -390,14 +396,19 @@ class Library:
 
     def _read(self) -> View | Index:
         with self._reading:
+            self._looked = time.monotonic()
             version, seen = self.table.version, self._seen
             if seen is None or seen.version != version:
                 small = self.table.count() < EXACT_BELOW
                 warm = self.patience_seconds > 0  # many searches will come
                 seen = View.load(self.table, version) if small else Index(self.table, version, warm=warm)
                 self._seen = seen
-            self._looked = time.monotonic()
             return seen
+
+    def _read_again(self) -> None:
+        """In the background: where that fails, the last version is searched on, and the next search tries again."""
+        with suppress(LibraryError):
+            self._read()
 
     def _index(self) -> None:
         if self.table.count() >= EXACT_BELOW:

@@ -61,11 +61,11 @@ def _draw(drawing: _Drawing, shelf: Shelf) -> None:
     try:
         version = shelf.library.version
         ids, places = shelf.library.positions(most=MOST_POINTS, progress=progress)
-        files = [shelf.library.file(id) for id in ids]
+        paths = shelf.library.paths()
         points = [
-            (id, *place, shelf.name_of(file.path))
-            for id, place, file in zip(ids, places.round(4).tolist(), files, strict=True)
-            if file is not None  # else deleted meanwhile
+            (id, *place, shelf.name_of(paths[id]))
+            for id, place in zip(ids, places.round(4).tolist(), strict=True)
+            if id in paths  # else deleted meanwhile
         ]
         content = {"state": "ready", "points": [point[:3] for point in points], "names": [point[3] for point in points]}
         drawing.ready = json.dumps(content | {"version": version}).encode()

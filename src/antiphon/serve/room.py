@@ -32,6 +32,7 @@ class Room:
         self.outlines = Outlines(limit_seconds=settings.decode_seconds)
         for shelf in self.shelves.values():
             shelf.library.check_model(shelf.model)
+            shelf.library.is_quick()  # reads it now and not in the first search
             self.figures.library(shelf.name, shelf.library.stats)
 
     @property
